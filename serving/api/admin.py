@@ -187,12 +187,14 @@ Reason = Annotated[CleanText, Query(max_length=500, description="Text that the l
 @router.delete("/canary")
 async def delete_canary(request: Request, reason: Reason = BY_ADMIN) -> Response:
     """Takes the canary back: the live release answers everything again."""
+    schemas.check_parameters(request.query_params.multi_items(), ("reason",))
     return Json(await _work(lambda: _end(_lifecycle(request), "canary", reason)))
 
 
 @router.delete("/shadow")
 async def delete_shadow(request: Request, reason: Reason = BY_ADMIN) -> Response:
     """Takes the shadow back."""
+    schemas.check_parameters(request.query_params.multi_items(), ("reason",))
     return Json(await _work(lambda: _end(_lifecycle(request), "shadow", reason)))
 
 

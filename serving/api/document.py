@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from serving.api.request import RequestContext
-from serving.api.schemas import ERROR_ANSWERS
+from serving.api.schemas import ERROR_ANSWERS, check_parameters
 from serving.errors import NotFoundError
 
 MAX_NEIGHBOURS = 50
@@ -48,6 +48,7 @@ async def document(
     ] = None,
 ) -> Response:
     """One document of a release: its text, its fields, and the documents nearest to it by their vectors."""
+    check_parameters(request.query_params.multi_items(), ("id", "neighbours", "release"))
     context = RequestContext(request)
     context.choose(release)
     searcher = context.searcher

@@ -5,7 +5,8 @@ beside the request model, as a `ClientShape`: a field is honoured, ignored for a
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_args
 
@@ -92,6 +93,24 @@ def check_names(given: Iterable[str], known: Iterable[str]) -> None:
     near = difflib.get_close_matches(unknown[:SHOWN_NAME], known, 1, 0.5)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
     raise InvalidRequestError(f"{unknown[:SHOWN_NAME]!r} is not known; {hint}")
+
+
+def check_parameters(given: Sequence[tuple[str, str]], known: Sequence[str], repeated: Collection[str] = ()) -> None:
+    """Checks the parameters of a link, of which a router takes the last of several and leaves out those it lacks.
+
+    Args:
+        given: name and value of each, as they stand in the link.
+        known: the names that the endpoint has.
+        repeated: names that may stand there several times.
+
+    Raises:
+        InvalidRequestError: a name is unknown, or stands twice and has one value.
+    """
+    names = [name for name, _ in given]
+    check_names(names, known)
+    for name, count in Counter(names).items():
+        if count > 1 and name not in repeated:
+            raise InvalidRequestError(f"{name} stands {count} times in the link; send one")
 
 
 def shown(value: Any) -> str:

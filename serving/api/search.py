@@ -11,7 +11,7 @@ from starlette.responses import Response
 from serving.api.direct_route import DirectRoute
 from serving.api.json_io import request_schema, validate
 from serving.api.request import RequestContext
-from serving.api.schemas import ERROR_ANSWERS, ClientShape, RequestBody, check_names
+from serving.api.schemas import ERROR_ANSWERS, ClientShape, RequestBody, check_parameters
 from serving.errors import BodyTooLargeError, InvalidRequestError
 from serving.rollout import comparison
 from serving.scoring.answers import LISTS, ListName, SearchDetails, SearchResult
@@ -284,7 +284,7 @@ async def search_by_link(
     release: Annotated[str | None, Query(description="The same as in the body.")] = None,
 ) -> Response:
     """The same search as a link."""
-    check_names(dict.fromkeys(request.query_params.keys()), LINK_NAMES)
+    check_parameters(request.query_params.multi_items(), LINK_NAMES, REPEATED)
     if q is None and query is None:
         raise InvalidRequestError("q: missing; send what is searched for, as /search?q=…")
     filters: dict[str, list[Value]] = {}
@@ -313,6 +313,8 @@ async def search_by_link(
 
 LINK_NAMES = tuple("filter" if name == "filters" else name for name in SearchRequest.model_fields)
 """The parameters of a search as a link: the fields of a body, whose filters are given one by one."""
+REPEATED = ("filter", "lists", "fields", "facets")
+"""Parameters that may stand several times in a link."""
 
 
 def check_query_length(query: str) -> None:

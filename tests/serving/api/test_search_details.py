@@ -258,6 +258,22 @@ def test_an_unknown_key_of_a_search_names_the_nearest(client: TestClient) -> Non
     assert client.post("/search", json={"query": "q", "unknown": None}).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("link", "words"),
+    [
+        ("/search?q=a+list&q=a+file", "q stands 2 times in the link; send one"),
+        ("/search?q=a+list&top_n=3&top_n=3&top_n=9", "top_n stands 3 times"),
+        ("/search?q=a+list&release=1&release=2", "release stands 2 times"),
+        ("/document?id=d5&id=d6", "id stands 2 times"),
+        ("/document?id=d5&neighbors=3", "'neighbors' is not known; did you mean neighbours?"),
+    ],
+)
+def test_no_parameter_of_a_link_is_left_out_silently(client: TestClient, link: str, words: str) -> None:
+    refused(client.get(link), words)
+    repeated = "lists=lexical&lists=semantic&filter=year:2001&filter=year:2002&fields=text&facets=kind&facets=year"
+    assert client.get(f"/search?q=a+list&{repeated}").status_code == 200
+
+
 def test_a_link_and_a_body_may_say_q_or_query_and_take_the_same_parts(client: TestClient) -> None:
     def without_times(answer: Any) -> Any:
         return {key: value for key, value in answer.json().items() if not key.startswith(("cache", "milli"))}

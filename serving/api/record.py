@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from serving.api.paths import Access, Endpoint, find
-from serving.errors import DeadlineError, InferenceError, InvalidRequestError
+from serving.errors import DeadlineError, InferenceError, InvalidRequestError, NotServedError
 from serving.observability.metrics import Metrics
 from serving.observability.tracing import Tracing
 from serving.rollout.comparison import ComparedRequest
@@ -124,7 +124,8 @@ class Recorder:
     def _count_for_rollout(self, record: RequestRecord, status: int) -> None:
         if record.route is None or not record.endpoint.rollouts:
             return
-        refused = status == InvalidRequestError.status and record.question is not None  # By this release, not by us.
+        by_release = (InvalidRequestError.status, NotServedError.status)
+        refused = status in by_release and record.question is not None  # By this release, not by us.
         if not (status == 200 or status >= 500 or refused):
             return
         late = status == DeadlineError.status and record.deadline.seconds >= self._lifecycle.settings.deadline_s

@@ -100,18 +100,40 @@ class ActiveTrials:
 
     def begin_settings(self, live: Searcher, resolve: Callable[[str], str]) -> None:
         """Begins the trials that the settings name, unless the workspace has such a trial, withdrew that release, or
-        it is live.
+        it is live; the log says so.
 
         Raises:
             RelevanceError: no such release, or the file could not be read or written.
         """
-        given = self._settings
+        given, withdrawn = self._settings, self.file.read().withdrawn
+
+        def release(name: str) -> str:
+            if withdrawn is not None and withdrawn.release.startswith(name):
+                return withdrawn.release  # It may be removed by now.
+            return resolve(name)
+
+        if given.canary:
+            canary = Canary(release=release(given.canary), share=given.canary_share, bounds=Bounds())
+            self._begin_setting("canary", canary, live)
+        if given.shadow:
+            self._begin_setting("shadow", Trial(release=release(given.shadow), share=given.shadow_share), live)
+
+    def _begin_setting(self, kind: Kind, trial: Trial, live: Searcher) -> None:
+        """Begins one trial that the settings name, or logs why not."""
         seen = self.file.read()
-        not_these = {live.release, seen.withdrawn.release if seen.withdrawn else None}
-        if given.canary and seen.canary is None and (release := resolve(given.canary)) not in not_these:
-            self.file.begin("canary", Canary(release=release, share=given.canary_share, bounds=Bounds()))
-        if given.shadow and seen.shadow is None and (release := resolve(given.shadow)) not in not_these:
-            self.file.begin("shadow", Trial(release=release, share=given.shadow_share))
+        present: Trial | None = seen.canary if kind == "canary" else seen.shadow
+        if present is not None:
+            if (present.release, present.share) == (trial.release, trial.share):
+                return  # This service was started again, or another one has the same settings.
+            why = f"as {present.release[:12]} gets {present.share:.3g} of this workspace's requests; end that first"
+        elif seen.withdrawn is not None and seen.withdrawn.release == trial.release:
+            why = f"it was withdrawn at {seen.withdrawn.when}: {seen.withdrawn.reason}"
+        elif trial.release == live.release:
+            why = "it is live"
+        else:
+            self.file.begin(kind, trial)
+            return
+        log.warning("%s %s of the settings: not begun, %s", kind, trial.release[:12], why)
 
     def share(self, kind: Kind) -> float:
         """Share of the requests that the trial of this kind gets in this process."""
@@ -161,18 +183,19 @@ class ActiveTrials:
             return
         if running is not None and running.trial == trial and running.live is live:
             return
+        self.canary = None
         if trial.release == live.release:
-            self._over[trial.number] = "canary", None
-            self.canary = None
+            self._reached("canary", trial)
             return
         searcher = self._loaded("canary", trial, load)
-        self.canary = (
-            RunningCanary(trial, searcher, live, CanaryMonitor(trial.bounds, self._settings.deadline_s))
-            if searcher
-            else None
-        )
-        if searcher:
-            log.info("canary %s: answers %.3g of the requests", trial.release[:12], trial.share)
+        if searcher is None:
+            return
+        if paths := [path for path in searcher.unanswered if path not in live.unanswered]:
+            self.withdraw("canary", trial, f"it cannot answer {', '.join(paths)}, which the live release answers")
+            return
+        monitor = CanaryMonitor(trial.bounds, self._settings.deadline_s)
+        self.canary = RunningCanary(trial, searcher, live, monitor)
+        log.info("canary %s: answers %.3g of the requests", trial.release[:12], trial.share)
 
     def _take_shadow(self, live: Searcher, load: Callable[[str], Searcher]) -> None:
         trial, running = self.trials.shadow, self.shadow
@@ -180,7 +203,7 @@ class ActiveTrials:
             self.shadow = None
             return
         if trial.release == live.release:
-            self._over[trial.number] = "shadow", None
+            self._reached("shadow", trial)
             self.shadow = None
             return
         if running is not None and running.trial == trial:
@@ -189,6 +212,11 @@ class ActiveTrials:
         self.shadow = RunningShadow(trial, searcher) if searcher else None
         if searcher:
             log.info("shadow %s: gets copies of %.3g of the requests", trial.release[:12], trial.share)
+
+    def _reached(self, kind: Kind, trial: Trial) -> None:
+        """Ends a trial whose release became live; it goes on where this service alone is pinned to the release."""
+        if self._settings.release == "live":
+            self._over[trial.number] = kind, None
 
     def _loaded(self, kind: Kind, trial: Trial, load: Callable[[str], Searcher]) -> Searcher | None:
         """The trial's release; None where it cannot be loaded, for now (`_Waiting`) or for good (withdrawn)."""

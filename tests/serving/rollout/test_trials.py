@@ -1,6 +1,7 @@
 """Canary, shadow and administration over HTTP, on releases whose scores numpy knows."""
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from pipeline import disk
+from pipeline import disk, release_parts
 from pipeline.errors import ArtifactError
 from serving.api import app as apps
 from serving.api import keys
@@ -327,13 +328,64 @@ def test_a_broken_file_of_trials_leaves_things_as_they_are(begin: Start, fresh: 
     assert rerank(client).headers["x-variant"] == "live"
 
 
-def test_settings_begin_trials_but_not_one_that_was_withdrawn(begin: Start, fresh: Any) -> None:
+@pytest.mark.parametrize("kind", ["canary", "shadow"])
+def test_settings_begin_a_trial_or_the_log_says_why_not(
+    begin: Start, fresh: Any, caplog: pytest.LogCaptureFixture, kind: Literal["canary", "shadow"]
+) -> None:
+    other, third = fresh.publish(2), fresh.publish(3)
+    client, lifecycle = begin(**{kind: other[:12], f"{kind}_share": 1.0})
+    assert lifecycle.rollout.active.share(kind) == 1.0
+    begin(**{kind: other[:12], f"{kind}_share": 1.0})
+    assert "not begun" not in caplog.text
+    _, beside = begin(**{kind: third, f"{kind}_share": 0.5})
+    assert beside.rollout.active.share(kind) == 1.0, "services of one workspace have one trial"
+    assert caplog.messages[-1].startswith(f"{kind} {third[:12]} of the settings: not begun, as {other[:12]} gets 1 of")
+    assert client.delete(f"/admin/{kind}?reason=enough").json()["withdrawn"]["reason"] == "enough"
+    _, again = begin(**{kind: other[:12], f"{kind}_share": 1.0})
+    assert again.rollout.active.share(kind) == 0
+    assert re.search(f"{kind} {other[:12]} of the settings: not begun, it was withdrawn at .*: enough", caplog.text)
+    begin(**{kind: "live"})
+    assert caplog.messages[-1].endswith("not begun, it is live")
+    fresh.folder(other).rename(fresh.path / "removed")
+    begin(**{kind: other[:12]})
+    assert "it was withdrawn at" in caplog.messages[-1], "a trial that is over keeps no service from starting"
+
+
+def test_a_service_that_is_pinned_to_a_canary_ends_it_for_no_other(begin: Start, fresh: Any) -> None:
+    client, lifecycle = begin()
     other = fresh.publish(2)
-    client, _ = begin(canary=other[:12], canary_share=1.0)
+    assert client.put("/admin/canary", json={"release": other, "share": 1}).status_code == 200
+    pinned, beside = begin(release=other)
+    assert rerank(pinned).headers["x-variant"] == "live"
+    beside.poll()
+    lifecycle.poll()
     assert rerank(client).headers["x-variant"] == "canary"
-    assert client.delete("/admin/canary?reason=enough").json()["withdrawn"]["reason"] == "enough"
-    again, _ = begin(canary=other[:12], canary_share=1.0)
-    assert rerank(again).headers["x-variant"] == "live"
+
+
+def test_a_canary_that_lacks_a_part_of_the_live_release_never_answers(begin: Start, fresh: Any) -> None:
+    client, lifecycle = begin()
+    complete = fresh.releases.open(lifecycle.current.release)
+    parts = {name: release_parts.part(complete, name) for name in ("encoder", "lexical", "documents", "index")}
+    lacking = fresh.releases.publish(parts, {}, {}).fingerprint
+    refused = client.put("/admin/canary", json={"release": lacking, "share": 1})
+    assert refused.status_code == 409
+    assert "it cannot answer /rerank, /v1/rerank, /v2/rerank, which the live release answers" in refused.text
+    assert rerank(client).headers["x-variant"] == "live"
+
+
+def test_a_canary_that_serves_less_of_a_path_than_the_live_release_is_withdrawn(begin: Start, fresh: Any) -> None:
+    """A release without fusion answers /rerank, but not in the fused order."""
+    client, lifecycle = begin()
+    complete = fresh.releases.open(lifecycle.current.release)
+    names = ("ranker", "encoder", "lexical", "documents", "index")
+    lacking = fresh.releases.publish({name: release_parts.part(complete, name) for name in names}, {}, {}).fingerprint
+    bounds = {"max_errors": 0, "min_requests": 1, "compare": 1}
+    assert client.put("/admin/canary", json={"release": lacking, "share": 1, "bounds": bounds}).status_code == 200
+    refused = client.post("/rerank", json={"query": "a list", "texts": TEXTS, "fused": True})
+    assert (refused.status_code, refused.headers["x-variant"]) == (404, "canary")
+    lifecycle.rollout.settle()
+    answered = client.post("/rerank", json={"query": "a list", "texts": TEXTS, "fused": True})
+    assert (answered.status_code, answered.headers["x-variant"]) == (200, "live")
 
 
 def test_a_trial_that_was_replaced_cannot_be_ended_by_its_number(tmp_path: Path) -> None:
@@ -524,6 +576,8 @@ def test_what_is_not_possible_as_things_stand_is_told(begin: Start, fresh: Any) 
     assert "is live" in client.put("/admin/shadow", json={"release": live}).json()["message"]
     assert client.put("/admin/shadow", json={"release": live}).status_code == 409
     assert client.delete("/admin/canary").status_code == client.delete("/admin/shadow").status_code == 404
+    for path in ("/admin/canary", "/admin/shadow"):
+        assert "'reasn' is not known; did you mean reason?" in client.delete(f"{path}?reasn=late").text
     rolled = client.post("/admin/rollback")
     assert rolled.status_code == 409
     assert "no earlier release" in rolled.json()["message"]

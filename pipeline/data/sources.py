@@ -44,7 +44,7 @@ class Source:
     """Counts and thresholds that grades were computed with, for each click log; see `clicks.ClickJudgments`."""
     advice: str = ""
     """Advice on mending the rows in `faults`; empty where their reasons say all. See `tables.Tables`."""
-    locations: Mapping[str, NameRows] = field(default_factory=dict, repr=False)
+    locations: Mapping[str, NameRows] = field(default_factory=dict, repr=False, compare=False)
     """Table → the locations of its rows in the files that were read; see `tables.Tables`."""
     shown: str = ""
     """The source's address, for messages."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.formats import parquet_reader, tables
+from pipeline.data.formats import parquet_reader, row_locations, tables
 from pipeline.data.formats.tables import Tables, all_or_none
 
 ESCI_GRADES = {"E": 3, "S": 2, "C": 1, "I": 0}
@@ -46,16 +46,25 @@ def esci(path: Path) -> Tables:
         "grade": grades,
         "split": tables.splits(tables.column(examples, "split")),
     }
-    queries = {
-        "query_id": query_ids,
-        "text": tables.column(examples, "query"),
-        "locale": tables.column(examples, "product_locale"),
-    }
+    queries = pa.table(
+        {
+            "query_id": query_ids,
+            "text": tables.column(examples, "query"),
+            "locale": tables.column(examples, "product_locale"),
+        }
+    )
+    kept = tables.first_rows(queries, "query_id")
+    in_examples = row_locations.in_files([row_locations.numbered(examples_file, examples.num_rows)], path)
     return Tables(
         documents=pa.table(documents),
-        queries=tables.first_of(pa.table(queries), "query_id"),
+        queries=queries.take(kept),
         judgments=pa.table(judgments),
         faults=tuple(faults),
+        locations={
+            "documents": row_locations.in_files([row_locations.numbered(products_file, products.num_rows)], path),
+            "queries": row_locations.of_chosen(kept, in_examples),
+            "judgments": in_examples,
+        },
     )
 
 

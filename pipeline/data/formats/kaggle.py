@@ -6,9 +6,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.formats import tables, text_files
+from pipeline.data.formats import row_locations, tables, text_files
 from pipeline.data.formats.tables import Tables
 from pipeline.data.formats.text_files import STRING
+from pipeline.schema import NameRows
 
 CROWDFLOWER_GRADES = {"1": 0, "2": 1, "3": 2, "4": 3}
 
@@ -34,6 +35,7 @@ def crowdflower(path: Path) -> Tables:
         grades=grades,
         splits=tables.all_the_same(None, rows.num_rows),
         faults=faults,
+        locations=row_locations.in_files([row_locations.separated(file, rows.num_rows)], path),
     )
 
 
@@ -55,13 +57,14 @@ def homedepot(path: Path) -> Tables:
     means = pc.cast(pc.if_else(good, rows["relevance"], pa.scalar("1", STRING)), pa.float64())
     grades = pc.cast(pc.round(pc.multiply(pc.subtract(means, 1.0), 3.0)), pa.int64())
     products = pa.table({"doc_id": rows["product_uid"], "title": rows["product_title"]})
-    documents = tables.first_of(products, "doc_id")
+    kept = tables.first_rows(products, "doc_id")
+    documents = products.take(kept)
+    locations = row_locations.in_files([row_locations.separated(file, rows.num_rows)], path)
+    in_documents = row_locations.of_chosen(kept, locations)
     texts = tables.all_the_same("", documents.num_rows)
     for description in descriptions:
-        wanted = ("product_uid", "product_description")
-        more = tables.first_of(text_files.titled(description, wanted, encoding=_encoding(description)), "product_uid")
-        indices = pc.index_in(documents["doc_id"], value_set=more["product_uid"])
-        texts = pc.fill_null(pc.take(more["product_description"], indices), "")
+        texts, indices, in_texts = _descriptions(description, documents["doc_id"], path)
+        in_documents = _in_both(in_documents, in_texts, indices)
     query_ids = tables.ids("q", rows["search_term"])
     judgments = {
         "query_id": query_ids,
@@ -69,12 +72,46 @@ def homedepot(path: Path) -> Tables:
         "grade": grades,
         "split": tables.all_the_same(None, rows.num_rows),
     }
+    queries = pa.table({"query_id": query_ids, "text": rows["search_term"]})
+    first_queries = tables.first_rows(queries, "query_id")
     return Tables(
         documents=documents.append_column("text", texts),
-        queries=tables.first_of(pa.table({"query_id": query_ids, "text": rows["search_term"]}), "query_id"),
+        queries=queries.take(first_queries),
         judgments=pa.table(judgments),
         faults=tuple(tables.unknown_grades(rows["relevance"], good, "is not a mean between 1 and 3")),
+        locations={
+            "documents": in_documents,
+            "queries": row_locations.of_chosen(first_queries, locations),
+            "judgments": locations,
+        },
     )
+
+
+def _descriptions(file: Path, doc_ids: pa.ChunkedArray, path: Path) -> tuple[pa.ChunkedArray, pa.Array, NameRows]:
+    """The text of each document, the row of the file that it stands in, null for none, and names for these rows."""
+    more = text_files.titled(file, ("product_uid", "product_description"), encoding=_encoding(file))
+    firsts = tables.first_rows(more, "product_uid")
+    indices = firsts.take(pc.index_in(doc_ids, value_set=more["product_uid"].take(firsts)))
+    texts = pc.fill_null(pc.take(more["product_description"], indices), "")
+    return texts, indices, row_locations.in_files([row_locations.separated(file, more.num_rows)], path)
+
+
+def _in_both(titles: NameRows, texts: NameRows, indices: pa.Array) -> NameRows:
+    """Names for documents that are named by the locations of their title and of their text.
+
+    Args:
+        indices: (documents,) row of the text; null for a document without.
+    """
+
+    def name(rows: Sequence[int]) -> list[str]:
+        with_text = [row for row in rows if indices[row].is_valid]
+        known = dict(zip(with_text, texts([indices[row].as_py() for row in with_text]), strict=True))
+        return [
+            f"{title} and {known[row]}" if row in known else title
+            for row, title in zip(rows, titles(rows), strict=True)
+        ]
+
+    return name
 
 
 def _train_csv(path: Path, wanted: Sequence[str]) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.formats import tables, text_files
+from pipeline.data.formats import row_locations, tables, text_files
 from pipeline.data.formats.tables import SPLIT_OF, Tables
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import SchemaError
@@ -28,7 +28,9 @@ def qbqtc(path: Path) -> Tables:
     test.json, whose labels are not published, gives texts only.
     """
     columns: dict[str, list[Any]] = {name: [] for name in ("query", "title", "grade", "split")}
+    located = []
     for file in qbqtc_files(path):
+        before = len(columns["query"])
         split = None if file.stem == "test" else SPLIT_OF[file.stem.split("_")[0]]
         for number, row in text_files.json_lines(file):
             label = row.get("label", row.get("relevant"))
@@ -40,6 +42,7 @@ def qbqtc(path: Path) -> Tables:
                 raise SchemaError(f"{file}, line {number}: the label is {json.dumps(label)}, not one of 0, 1, 2")
             columns["grade"].append(None if label is None else str(label))
             columns["split"].append(split)
+        located.append(row_locations.one_a_line(file, len(columns["query"]) - before))
     queries, faults = tables.strings(columns["query"], "judgments", "query")
     titles, more = tables.strings(columns["title"], "judgments", "title")
     labels = pa.chunked_array([pa.array(columns["grade"], STRING)])
@@ -51,4 +54,5 @@ def qbqtc(path: Path) -> Tables:
         grades=pc.if_else(pc.is_valid(labels), grades, pa.scalar(None, pa.int64())),
         splits=pa.array(columns["split"], STRING),
         faults=[*faults, *more, *wrong],
+        locations=row_locations.in_files(located, path),
     )

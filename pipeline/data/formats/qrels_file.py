@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.command_line import typed
 from pipeline.config import SourceConfig
-from pipeline.data.formats import tables, trec_files
+from pipeline.data.formats import row_locations, tables, trec_files
 from pipeline.data.formats.column_map import JSON_LINES
 from pipeline.data.formats.tables import FoundSource, Tables
 
@@ -57,5 +57,11 @@ def read(path: Path) -> Tables:
     """
     judgments = trec_files.read_qrels(path)
     judgments = judgments.append_column("split", tables.all_the_same(None, judgments.num_rows))
-    ids = judgments["query_id"].unique()
-    return Tables(queries=pa.table({"query_id": ids, "text": ids}), judgments=judgments)
+    locations = row_locations.in_files([row_locations.one_a_line(path, judgments.num_rows)], path)
+    kept = tables.first_rows(judgments, "query_id")
+    ids = judgments["query_id"].take(kept)
+    return Tables(
+        queries=pa.table({"query_id": ids, "text": ids}),
+        judgments=judgments,
+        locations={"queries": row_locations.of_chosen(kept, locations), "judgments": locations},
+    )

@@ -1,10 +1,14 @@
 """Lines of a file of separated values at which a quote is wrong or a row begins, counted from 1."""
 
+import codecs
 import re
 from itertools import islice
 
 _QUOTED = rb'"[^"]*+(?:""[^"]*+)*+"'
 _QUOTED_VALUE = re.compile(_QUOTED)
+
+LONE_RETURN = re.compile(rb"\r(?!\n)")
+"""A carriage return that ends no line."""
 
 
 def text_after_quote(content: bytes, delimiter: str) -> tuple[int, str] | None:
@@ -30,10 +34,25 @@ def line_of_row(content: bytes, delimiter: str, number: int, *, quoted: bool) ->
         number: the row's number from 1, that of names included; an empty line is no row.
         quoted: whether values may stand in quotes, and span lines.
     """
-    value, mark = _value(delimiter) if quoted else rb"[^\r\n]*+", re.escape(delimiter.encode())
-    row = re.compile(rb"(?!\r?\n)%b(?:%b%b)*+(?:\r?\n|\Z)" % (value, mark, value))
-    match = next(islice(row.finditer(content), number - 1, None))
+    match = next(islice(_row(delimiter, quoted=quoted).finditer(content), number - 1, None))
     return _line(content, match.start())
+
+
+def first_lines(content: bytes, delimiter: str, *, quoted: bool) -> list[int]:
+    """The first line of each row of a file that can be read, that of names included; see `line_of_row`."""
+    content = LONE_RETURN.sub(b" ", content.removeprefix(codecs.BOM_UTF8))
+    lines, line, before = [], 1, 0
+    for row in _row(delimiter, quoted=quoted).finditer(content):
+        line += content.count(b"\n", before, row.start())
+        before = row.start()
+        lines.append(line)
+    return lines
+
+
+def _row(delimiter: str, *, quoted: bool) -> re.Pattern[bytes]:
+    """The pattern of a row with the end of its last line; an empty line is no row."""
+    value, mark = _value(delimiter) if quoted else rb"[^\r\n]*+", re.escape(delimiter.encode())
+    return re.compile(rb"(?!\r?\n|\Z)%b(?:%b%b)*+(?:\r?\n|\Z)" % (value, mark, value))
 
 
 def _value(delimiter: str) -> bytes:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.data.formats import tables, text_files
+from pipeline.data.formats import row_locations, tables, text_files
 from pipeline.data.formats.tables import SPLIT_OF, Tables
 
 T2RANKING_GRADES = {"0": 0, "1": 1, "2": 2, "3": 3}
@@ -26,6 +26,7 @@ def t2ranking(path: Path) -> Tables:
     """
     collection, *split_files = t2ranking_files(path)
     documents = tables.id_and_text(collection, "documents")
+    located = {"documents": [tables.id_rows(collection, documents.num_rows)], "queries": [], "judgments": []}
     queries, parts = [], []
     for queries_file, qrels_file in zip(split_files[::2], split_files[1::2], strict=True):
         split = queries_file.name.split(".")[1]
@@ -33,8 +34,16 @@ def t2ranking(path: Path) -> Tables:
         rows = text_files.untitled(qrels_file, ("query_id", "iteration", "doc_id", "grade"), heads=("qid",))
         rows = rows.append_column("split", tables.all_the_same(SPLIT_OF[split], rows.num_rows))
         parts.append(_numbered(split, rows))
+        located["queries"].append(tables.id_rows(queries_file, queries[-1].num_rows))
+        located["judgments"].append(tables.id_rows(qrels_file, rows.num_rows))
     judgments, faults = tables.judgments(parts, lambda values: tables.named_grades(values, T2RANKING_GRADES))
-    return Tables(documents=documents, queries=pa.concat_tables(queries), judgments=judgments, faults=tuple(faults))
+    return Tables(
+        documents=documents,
+        queries=pa.concat_tables(queries),
+        judgments=judgments,
+        faults=tuple(faults),
+        locations=row_locations.of_tables(located, path),
+    )
 
 
 def _numbered(split: str, table: pa.Table) -> pa.Table:

@@ -44,6 +44,7 @@ from pipeline.data.formats.column_map import (
     roles,
     samples_of,
 )
+from pipeline.data.formats.row_locations import FileRows
 from pipeline.data.formats.tables import FoundSource, Tables
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import ConfigError, MissingError, SchemaError
@@ -85,8 +86,10 @@ def read(files: Sequence[Path], config: SourceConfig) -> Tables:
         rows = pa.concat_tables(parts, promote_options="permissive")
     except pa.ArrowException as error:
         raise SchemaError(f"{files[0].parent}: the tables have columns of different types ({error})") from error
-    locations = row_locations.in_files(files, [part.num_rows for part in parts], list(config.columns.values()))
-    return assemble(rows, config, str(files[0]) if len(files) == 1 else str(files[0].parent), locations)
+    path = files[0] if len(files) == 1 else files[0].parent
+    wanted = list(config.columns.values())
+    located = [_file_rows(file, part.num_rows, wanted) for file, part in zip(files, parts, strict=True)]
+    return assemble(rows, config, str(path), row_locations.in_files(located, path))
 
 
 def assemble(rows: pa.Table, config: SourceConfig, shown: str, locations: NameRows = row_names) -> Tables:
@@ -133,11 +136,13 @@ def assemble(rows: pa.Table, config: SourceConfig, shown: str, locations: NameRo
         documents = {"doc_id": columns["doc_id"], "title": titles, "text": texts}
         documents |= {name: columns[name] for name in extra}
         kept = _first_rows(documents, ("doc_id", "title", "text"))
-        tables_read["documents"], named["documents"] = pa.table(documents).take(kept), _locations_of(kept, locations)
+        tables_read["documents"] = pa.table(documents).take(kept)
+        named["documents"] = row_locations.of_chosen(kept, locations)
     if queried:
         queries = {"query_id": columns["query_id"], "text": columns["query"]}
         kept = _first_rows(queries, ("query_id", "text"))
-        tables_read["queries"], named["queries"] = pa.table(queries).take(kept), _locations_of(kept, locations)
+        tables_read["queries"] = pa.table(queries).take(kept)
+        named["queries"] = row_locations.of_chosen(kept, locations)
     if graded:
         tables_read |= _graded(columns, config, shown)
     if logged:
@@ -195,6 +200,16 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> pa.Table:
         for role, name in columns.items()
     }
     return pa.table(cells)
+
+
+def _file_rows(file: Path, count: int, wanted: Sequence[str]) -> FileRows:
+    """The rows of one file, to be named in messages; `wanted` are the names of its mapped columns."""
+    suffix = file.suffix.lower()
+    if suffix == ".parquet":
+        return row_locations.numbered(file, count)
+    if suffix in JSON_LINES:
+        return row_locations.one_a_line(file, count)
+    return row_locations.separated(file, count, lambda: delimiter_of(file, wanted))
 
 
 def _text(values: pa.ChunkedArray, role: str, shown: str) -> pa.ChunkedArray:
@@ -277,7 +292,7 @@ def _json_column(file: Path, role: str, cells: Sequence[Any], *, is_text: bool) 
         return pa.array(cells, STRING) if is_text else pa.array(cells)
     except UnicodeEncodeError as error:
         index = next(index for index, cell in enumerate(cells) if isinstance(cell, str) and text.fault(cell))
-        (location,) = row_locations.in_files([file], [len(cells)], ())([index])
+        (location,) = row_locations.in_files([row_locations.one_a_line(file, len(cells))], file)([index])
         raise SchemaError(f"{file}, {location}: the {role} {text.fault(cells[index])}") from error
     except pa.ArrowException as error:
         raise SchemaError(f"{file}: the column for {role} has values of different kinds ({error})") from error
@@ -316,8 +331,3 @@ def _first_rows(rows: Mapping[str, pa.ChunkedArray], columns: Sequence[str]) -> 
     """The number of the first of all rows that are equal in these columns; an id with two texts keeps both of them."""
     frame = pd.DataFrame({name: rows[name].to_pandas() for name in columns})
     return pa.array(np.flatnonzero(~frame.duplicated().to_numpy()))
-
-
-def _locations_of(kept: pa.Array, locations: NameRows) -> NameRows:
-    """The locations of rows that were chosen from others."""
-    return lambda rows: locations(kept.take(pa.array(rows)).to_pylist())

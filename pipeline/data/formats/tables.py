@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 
 from pipeline import disk, text
 from pipeline.config import SourceConfig
-from pipeline.data.formats import text_files
+from pipeline.data.formats import row_locations, text_files
+from pipeline.data.formats.row_locations import FileRows
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import SchemaError
-from pipeline.schema import InvalidRow, NameRows
+from pipeline.schema import InvalidRow, NameRows, row_names
 
 DOCUMENTS = pa.schema([("doc_id", STRING), ("title", STRING), ("text", STRING)])
 QUERIES = pa.schema([("query_id", STRING), ("text", STRING)])
@@ -46,7 +47,7 @@ class Tables:
     """Figures that the judgments of a click log rest on, see `clicks.ClickJudgments`; empty for other sources."""
     advice: str = ""
     """Advice on mending the rows in `faults`; empty where their reasons say all. See `mapped_grades.GradeColumn`."""
-    locations: Mapping[str, NameRows] = field(default_factory=dict)
+    locations: Mapping[str, NameRows] = field(default_factory=dict, compare=False)
     """Table → the locations of its rows in the files that were read; empty where only their numbers are known."""
 
 
@@ -130,27 +131,37 @@ def from_pairs(
     grades: pa.ChunkedArray,
     splits: pa.ChunkedArray,
     faults: Iterable[InvalidRow] = (),
+    locations: NameRows = row_names,
 ) -> Tables:
     """Tables from rows that hold the texts of query and document; ids are hashes of these texts.
 
     Args:
         grades: (rows,) null for an unjudged pair, whose texts are kept all the same.
         faults: faults of the rows; kept for rows that are judged.
+        locations: the locations of the rows in their files, for messages.
     """
     query_ids, doc_ids = ids("q", queries), ids("d", titles, texts)
     judged = pc.is_valid(grades)
     judged_before = pc.cumulative_sum(pc.cast(judged, pa.int64())).to_pylist()  # the row itself counted
     known = judged.to_pylist()
     rows = {"query_id": query_ids, "doc_id": doc_ids, "grade": grades, "split": splits}
+    documents = pa.table({"doc_id": doc_ids, "title": titles, "text": texts}, DOCUMENTS)
+    query_rows = pa.table({"query_id": query_ids, "text": queries}, QUERIES)
+    kept = {
+        "documents": first_rows(documents, "doc_id"),
+        "queries": first_rows(query_rows, "query_id"),
+        "judgments": pc.indices_nonzero(judged),
+    }
     return Tables(
-        documents=first_of(pa.table({"doc_id": doc_ids, "title": titles, "text": texts}, DOCUMENTS), "doc_id"),
-        queries=first_of(pa.table({"query_id": query_ids, "text": queries}, QUERIES), "query_id"),
-        judgments=pa.table(rows, JUDGMENTS).filter(judged),
+        documents=documents.take(kept["documents"]),
+        queries=query_rows.take(kept["queries"]),
+        judgments=pa.table(rows, JUDGMENTS).take(kept["judgments"]),
         faults=tuple(
             replace(fault, row=judged_before[fault.row] - 1)
             for fault in faults
             if fault.row is not None and known[fault.row]
         ),
+        locations={kind: row_locations.of_chosen(rows_of, locations) for kind, rows_of in kept.items()},
     )
 
 
@@ -161,9 +172,9 @@ def ids(prefix: str, *columns: pa.ChunkedArray) -> pa.Array:
     return pa.array([known.get(row) or known.setdefault(row, prefix + _digest(row)) for row in rows], STRING)
 
 
-def first_of(table: pa.Table, name: str) -> pa.Table:
-    """The first row of each value of a column, in order."""
-    return table.filter(pa.array(~table[name].to_pandas().duplicated().to_numpy()))
+def first_rows(table: pa.Table, name: str) -> pa.Array:
+    """The number of the first row of each value of a column, in order."""
+    return pc.indices_nonzero(pa.array(~table[name].to_pandas().duplicated().to_numpy()))
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -196,6 +207,11 @@ def id_and_text(file: Path, kind: str) -> pa.Table:
     if kind == "queries":
         return pa.table({"query_id": rows["id"], "text": rows["text"]})
     return pa.table({"doc_id": rows["id"], "title": all_the_same("", rows.num_rows), "text": rows["text"]})
+
+
+def id_rows(file: Path, count: int) -> FileRows:
+    """The rows of a file that `id_and_text` reads, or of qrels in columns with tabs, to be named in messages."""
+    return row_locations.separated(file, count, "\t", quoted=False)
 
 
 def text_of(row: dict[str, Any], name: str, file: Path, number: int) -> str:

@@ -17,7 +17,6 @@ import codecs
 import io
 import json
 import logging
-import re
 import secrets
 import shlex
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -60,7 +59,6 @@ STRING = pa.large_string()
 
 log = logging.getLogger(__name__)
 
-_LONE_RETURN = re.compile(rb"\r(?!\n)")
 _STAND_INS = [bytes([code]) for code in (*range(0x1A, 0x20), *range(1, 9), *range(0x0E, 0x1A), 0x7F)]
 _NAMES = [f"f{number}" for number in range(MAX_COLUMNS)]
 """The names that Arrow itself gives to columns."""
@@ -355,7 +353,7 @@ class _Reader:
             raise SchemaError(
                 f"{self.path}: has lone carriage returns and every control character; is it a text file at all?"
             )
-        return _LONE_RETURN.sub(self.stand_in, content)
+        return separated_lines.LONE_RETURN.sub(self.stand_in, content)
 
     def _check_quotes(self, content: bytes) -> None:
         """Raises SchemaError where a quoted value goes on after the quote that closes it."""

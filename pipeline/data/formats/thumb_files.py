@@ -11,7 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline import thumbs
-from pipeline.data.formats import tables
+from pipeline.data.formats import row_locations, tables
+from pipeline.data.formats.row_locations import FileRows
 from pipeline.data.formats.tables import Tables
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import SchemaError
@@ -35,10 +36,12 @@ def judgments_of_thumbs(path: Path) -> Tables:
         SchemaError: not UTF-8, or no line is a thumb.
     """
     balance: Counter[tuple[str, str]] = Counter()
+    lines: dict[tuple[str, str], int] = {}
     last = _last_thumbs(thumb_files(path)[0])
-    for (_, query, doc_id), thumb in last.items():
+    for (_, query, doc_id), (number, thumb) in last.items():
         if thumb.thumb != "none":
             balance[query, doc_id] += 1 if thumb.thumb == "up" else -1
+            lines.setdefault((query, doc_id), number)
     decided = {pair: votes for pair, votes in balance.items() if votes}
     ties = len(balance) - len(decided)
     log.info("%s: %d results judged by thumbs, %d left out as a tie", path, len(decided), ties)
@@ -53,18 +56,25 @@ def judgments_of_thumbs(path: Path) -> Tables:
         "split": tables.all_the_same(None, len(pairs)),
         "source": tables.all_the_same(PAGE, len(pairs)),
     }
-    return Tables(queries=tables.first_of(queries, "query_id"), judgments=pa.table(judgments))
+    kept = tables.first_rows(queries, "query_id")
+    rows = FileRows(thumb_files(path)[0], len(pairs), lambda: [lines[pair] for pair in pairs])
+    locations = row_locations.in_files([rows], path)
+    return Tables(
+        queries=queries.take(kept),
+        judgments=pa.table(judgments),
+        locations={"queries": row_locations.of_chosen(kept, locations), "judgments": locations},
+    )
 
 
-def _last_thumbs(file: Path) -> dict[tuple[str, str, str], Thumb]:
-    """The last thumb of each voter, query and document, in the order of the first.
+def _last_thumbs(file: Path) -> dict[tuple[str, str, str], tuple[int, Thumb]]:
+    """The last thumb of each voter, query and document with its line, in the order of the first.
 
     A line that is no thumb, as one that a power cut tore, is left out and counted in the log.
 
     Raises:
         SchemaError: no line is a thumb.
     """
-    last: dict[tuple[str, str, str], Thumb] = {}
+    last: dict[tuple[str, str, str], tuple[int, Thumb]] = {}
     unreadable: list[str] = []
     for number, line in read_lines(file):
         try:
@@ -72,7 +82,7 @@ def _last_thumbs(file: Path) -> dict[tuple[str, str, str], Thumb]:
         except ValueError as error:
             unreadable.append(f"line {number}: {error}")
             continue
-        last[thumb.voter, thumb.query, thumb.doc_id] = thumb
+        last[thumb.voter, thumb.query, thumb.doc_id] = number, thumb
     if unreadable and not last:
         raise SchemaError(f"{file}, {unreadable[0]}; name a file that the service wrote (RELEVANCE_THUMBS)")
     if unreadable:

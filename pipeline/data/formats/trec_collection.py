@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.data.formats import tables
+from pipeline.data.formats import row_locations, tables
 from pipeline.data.formats import trec_files as trec
+from pipeline.data.formats.row_locations import FileRows
 from pipeline.data.formats.tables import SPLIT_OF, Tables, first_file, id_and_text, json_table, qrels_files
 from pipeline.schema import InvalidRow
 
@@ -26,7 +27,8 @@ def trec_collection(path: Path) -> Tables:
     A qrels file with train, dev or test in its name is of that split.
     """
     documents_file, *query_and_qrels_files = trec_files(path)
-    documents, faults = _collection(documents_file, "documents")
+    documents, faults, rows_of_documents = _collection(documents_file, "documents")
+    located = {"documents": [rows_of_documents], "queries": [], "judgments": []}
     queries: list[pa.Table] = []
     parts: list[pa.Table] = []
     before = 0
@@ -36,8 +38,10 @@ def trec_collection(path: Path) -> Tables:
             word = re.search(r"(?:^|[._-])(train|dev|valid|val|test)(?=[._-]|$)", file.name)
             split = tables.all_the_same(SPLIT_OF[word[1]] if word else None, rows.num_rows)
             parts.append(rows.append_column("split", split))
+            located["judgments"].append(row_locations.one_a_line(file, rows.num_rows))
         else:
-            table, more = _collection(file, "queries")
+            table, more, rows_of_queries = _collection(file, "queries")
+            located["queries"].append(rows_of_queries)
             faults += [InvalidRow(fault.table, before + (fault.row or 0), fault.reason) for fault in more]
             queries.append(table)
             before += table.num_rows
@@ -46,11 +50,17 @@ def trec_collection(path: Path) -> Tables:
         queries=pa.concat_tables(queries),
         judgments=pa.concat_tables(parts),
         faults=tuple(faults),
+        locations=row_locations.of_tables(located, path),
     )
 
 
-def _collection(file: Path, kind: str) -> tuple[pa.Table, list[InvalidRow]]:
-    return json_table(file, kind) if file.suffix == ".jsonl" else (id_and_text(file, kind), [])
+def _collection(file: Path, kind: str) -> tuple[pa.Table, list[InvalidRow], FileRows]:
+    """Documents or queries of a file, their faults, and the rows of the file."""
+    if file.suffix == ".jsonl":
+        table, faults = json_table(file, kind)
+        return table, faults, row_locations.one_a_line(file, table.num_rows)
+    table = id_and_text(file, kind)
+    return table, [], tables.id_rows(file, table.num_rows)
 
 
 def _trec_queries(path: Path) -> Sequence[Path]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.data.formats import tables, text_files
+from pipeline.data.formats import row_locations, tables, text_files
 from pipeline.data.formats.tables import Tables, all_or_none
 
 WANDS_GRADES = {"Exact": 2, "Partial": 1, "Irrelevant": 0}
@@ -38,4 +38,12 @@ def wands(path: Path) -> Tables:
         queries=queries.select(["query_id", "query"]).rename_columns(["query_id", "text"]),
         judgments=pa.table(judgments),
         faults=tuple(faults),
+        locations=row_locations.of_tables(
+            {
+                "documents": [row_locations.separated(product_file, products.num_rows, "\t")],
+                "queries": [row_locations.separated(query_file, queries.num_rows, "\t")],
+                "judgments": [row_locations.separated(label_file, rows.num_rows, "\t")],
+            },
+            path,
+        ),
     )

@@ -132,12 +132,18 @@ UNREADABLE: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 FAULTY: dict[str, tuple[Callable[[Path], None], str]] = {
-    "empty query": (lambda folder: beir(folder, query=" \u3000"), "queries, row 2: the query is empty"),
+    "empty query": (
+        lambda folder: beir(folder, query=" \u3000"),
+        r"queries, queries\.jsonl, line 2: the query is empty",
+    ),
     "a million characters": (
         lambda folder: beir(folder, text="x" * LONG),
-        r"documents, row 2: text has 1,000,001 characters; the limit is 1,000,000",
+        r"documents, corpus\.jsonl, line 2: text has 1,000,001 characters; the limit is 1,000,000",
     ),
-    "NUL": (lambda folder: beir(folder, title="a\x00b"), "documents, row 2: title contains a NUL character"),
+    "NUL": (
+        lambda folder: beir(folder, title="a\x00b"),
+        r"documents, corpus\.jsonl, line 2: title contains a NUL character",
+    ),
     "NUL in a document's id": (
         lambda folder: parquet(folder, documents__doc_id=["d\x00"], judgments__doc_id=["d\x00"]),
         "documents, row 1: doc_id contains a NUL character",
@@ -148,24 +154,36 @@ FAULTY: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "lone surrogate": (
         lambda folder: beir(folder, text="a\ud800b"),
-        "documents, row 2: text contains a lone surrogate, so it is not valid Unicode",
+        r"documents, corpus\.jsonl, line 2: text contains a lone surrogate, so it is not valid Unicode",
     ),
-    "lone surrogate in a query": (lambda folder: beir(folder, query="\udfff"), "queries, row 2: text contains a lone"),
+    "lone surrogate in a query": (
+        lambda folder: beir(folder, query="\udfff"),
+        r"queries, queries\.jsonl, line 2: text contains a lone",
+    ),
     "grade that is no number": (
         lambda folder: beir(folder, grades=("good",)),
-        "judgments, row 2: grade 'good' is not a whole number",
+        r"judgments, qrels/test\.tsv, line 3: grade 'good' is not a whole number",
     ),
-    "grade too high": (lambda folder: beir(folder, grades=("99",)), r"judgments, row 2: grade 99 is outside 0\.\.10"),
+    "grade too high": (
+        lambda folder: beir(folder, grades=("99",)),
+        r"judgments, qrels/test\.tsv, line 3: grade 99 is outside 0\.\.10",
+    ),
     "unknown split": (
         lambda folder: parquet(folder, judgments__split=["practice"]),
         "judgments, row 1: split 'practice' is none of train, valid, test",
     ),
-    "unknown ESCI label": (lambda folder: esci(folder, "X"), "judgments, row 1: grade 'X' is none of E, S, C, I"),
+    "unknown ESCI label": (
+        lambda folder: esci(folder, "X"),
+        r"judgments, shopping_queries_dataset_examples\.parquet, row 1: grade 'X' is none of E, S, C, I",
+    ),
     "unknown WANDS label": (
         lambda folder: wands(folder, "exact"),
-        "judgments, row 2: grade 'exact' is none of Exact, Partial, Irrelevant",
+        r"judgments, label\.csv, line 3: grade 'exact' is none of Exact, Partial, Irrelevant",
     ),
-    "relevance out of range": (lambda folder: homedepot(folder, "4"), "judgments, row 2: grade '4' is not a mean"),
+    "relevance out of range": (
+        lambda folder: homedepot(folder, "4"),
+        r"judgments, train\.csv, line 3: grade '4' is not a mean",
+    ),
     "unknown document": (
         lambda folder: parquet(folder, judgments__doc_id=["d2"]),
         "judgments, row 1: doc_id 'd2' is not among the documents",
@@ -229,7 +247,7 @@ def test_a_pair_with_two_grades_is_named_by_check(tmp_path: Path) -> None:
     beir(tmp_path / "source", grades=("1", "2"))
     report = check.examine(tmp_path / "source")
     assert [str(fault) for fault in report.faults] == [
-        "judgments, row 3: query_id 'q1', doc_id 'd1' has grade 2 here and 1 before"
+        "judgments, qrels/test.tsv, line 4: query_id 'q1', doc_id 'd1' has grade 2 here and 1 before"
     ]
 
 
@@ -243,7 +261,9 @@ def test_a_surrogate_does_not_hide_the_nul_of_another_row(tmp_path: Path) -> Non
 
 def test_an_error_names_a_few_rows_and_counts_the_others(tmp_path: Path) -> None:
     beir(tmp_path / "alike", grades=("x",) * 100)
-    with pytest.raises(SchemaError, match=r"100 rows cannot be used \(judgments, row 2: .*and 99 more rows alike\)"):
+    with pytest.raises(
+        SchemaError, match=r"100 rows cannot be used \(judgments, qrels/test\.tsv, line 3: .*and 99 more rows alike\)"
+    ):
         convert.convert(tmp_path / "alike", "auto", tmp_path / "out")
     beir(tmp_path / "source", grades=("x", "x", *(f"x{number}" for number in range(98))))
     with pytest.raises(SchemaError, match=r"100 rows .*'x' is .*, and 1 more row alike; .*; and 94 more\)") as raised:
@@ -253,13 +273,15 @@ def test_an_error_names_a_few_rows_and_counts_the_others(tmp_path: Path) -> None
 
 def test_rows_of_one_kind_are_named_once_whatever_they_hold(tmp_path: Path) -> None:
     beir(tmp_path / "source", grades=tuple(map(str, range(11, 18))))
-    with pytest.raises(SchemaError, match=r"7 rows cannot be used \(judgments, row 2: .*, and 6 more rows alike\);"):
+    with pytest.raises(
+        SchemaError, match=r"7 rows cannot be used \(judgments, qrels/test\.tsv, line 3: .*, and 6 more rows alike\);"
+    ):
         convert.convert(tmp_path / "source", "auto", tmp_path / "out")
     source = sources.read(SourceConfig(path=str(tmp_path / "source")), Path())
     strangers = pa.table({"query_id": ["q1"] * 3, "doc_id": ["O'Brien", "it's 'x", "y"], "grade": [1] * 3})
     findings = validation.sift(replace(source, judgments=strangers)).findings
     assert validation.summary(findings) == (
-        "judgments, row 1: doc_id 'O'Brien' is not among the documents, and 2 more rows alike"
+        "judgments, qrels/test.tsv, line 2: doc_id 'O'Brien' is not among the documents, and 2 more rows alike"
     )
 
 

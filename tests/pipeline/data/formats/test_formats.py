@@ -194,6 +194,62 @@ def rows(source: Source, *columns: str) -> list[tuple[object, ...]]:
     return [tuple(row[name] for name in columns) for row in source.documents.to_pylist()]
 
 
+def bare(text: str) -> str:
+    """The text without the marks that quoting adds."""
+    return re.sub(r'["\\\\]', "", text)
+
+
+def line_at(folder: Path, location: str) -> str:
+    """The line that a location such as `qrels/test.tsv, line 3` names."""
+    name, _, number = location.partition(", line ")
+    content = (folder / name).read_bytes()
+    try:
+        return bare(content.decode().split("\n")[int(number) - 1])
+    except UnicodeDecodeError:
+        return bare(content.decode("latin-1").split("\n")[int(number) - 1])
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if name not in ("parquet", "esci")])
+def test_every_row_of_a_format_of_text_is_named_by_its_file_and_line(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path)
+    for file in tmp_path.rglob("*"):
+        if file.is_file():  # An empty line is no row, so that lines and numbers of rows differ.
+            file.write_bytes(b"\n" + file.read_bytes())
+    source = sources.read(SourceConfig(path=str(tmp_path)), Path())
+    cells: dict[str, dict[str, str]] = {"documents": {}, "queries": {}}
+    for kind, table in (("documents", source.documents), ("queries", source.queries)):
+        locations = source.locations[kind](range(table.num_rows))
+        assert len(set(locations)) == table.num_rows or kind == "documents"
+        for row, location in zip(table.to_pylist(), locations, strict=True):
+            text = bare(row.get("title") or row["text"]).split("\n")[0]
+            assert text in line_at(tmp_path, location.partition(" and ")[0])
+            cells[kind][row["doc_id" if kind == "documents" else "query_id"]] = text
+    locations = source.locations["judgments"](range(source.judgments.num_rows))
+    assert len(set(locations)) == source.judgments.num_rows
+    for row, location in zip(source.judgments.to_pylist(), locations, strict=True):
+        line = line_at(tmp_path, location)
+        for kind, key in (("queries", row["query_id"]), ("documents", row["doc_id"])):
+            assert cells[kind][key] in line or re.search(rf"\b{key.rpartition('-')[2]}\b", line)
+
+
+def test_rows_of_esci_are_named_by_the_rows_of_its_files(tmp_path: Path) -> None:
+    source = read(tmp_path, "esci")
+    examples = "shopping_queries_dataset_examples.parquet, row "
+    assert source.locations["queries"]([0, 1]) == [f"{examples}1", f"{examples}4"]
+    assert source.locations["judgments"]([4]) == [f"{examples}5"]
+    assert source.locations["documents"]([2]) == ["shopping_queries_dataset_products.parquet, row 3"]
+
+
+def test_a_description_of_home_depot_is_named_by_its_line_too(tmp_path: Path) -> None:
+    source = read(tmp_path, "homedepot")
+    names = source.locations["documents"]([0, 1, 2])
+    assert names == [
+        "train.csv, line 2 and product_descriptions.csv, line 2",
+        "train.csv, line 4 and product_descriptions.csv, line 3",
+        "train.csv, line 5",
+    ]
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_auto_knows_each_format_by_its_files(tmp_path: Path, name: str) -> None:
     assert read(tmp_path, name).format == name

@@ -51,6 +51,12 @@ def test_a_row_of_a_separated_file_is_named_by_its_first_line(tmp_path: Path, se
     }
 
 
+def test_a_row_of_a_value_that_is_too_long_is_named_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text(f'query,title,grade\n\npan,"{"x" * 1_000_001}",1\n', encoding="utf-8")
+    source = SourceConfig(path=str(tmp_path / "own.csv"), columns=COLUMNS)
+    assert "documents, line 3: title has 1,000,001 characters; the limit is 1,000,000" in faults(source)
+
+
 def test_a_row_of_json_lines_is_named_by_its_line_and_one_of_parquet_by_its_number(tmp_path: Path) -> None:
     rows = [{"query": "pan", "title": "a pan", "grade": 1}, {"query": "pot", "title": "a pot", "grade": 99}]
     (tmp_path / "own.jsonl").write_text("\n\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")

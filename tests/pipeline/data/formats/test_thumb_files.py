@@ -70,3 +70,12 @@ def test_a_file_without_thumbs_is_refused(tmp_path: Path, line: str, words: str)
     (tmp_path / FILE).write_text(line + "\n", encoding="utf-8")
     with pytest.raises(SchemaError, match=words):
         grades(tmp_path)
+
+
+def test_a_judgment_of_thumbs_is_named_by_a_line_that_votes_for_it(tmp_path: Path) -> None:
+    votes = [("a", "d1", "up", "v"), ("a", "d2", "up", "v"), ("b", "d1", "down", "w"), ("a", "d1", "down", "v")]
+    (tmp_path / FILE).write_text("".join(a_line(*vote) for vote in votes), encoding="utf-8")
+    for path, name in ((tmp_path, f"{FILE}, "), (tmp_path / FILE, "")):
+        source = sources.read(SourceConfig(path=str(path)), Path())
+        assert source.locations["judgments"]([0, 1, 2]) == [f"{name}line {line}" for line in (4, 2, 3)]
+        assert source.locations["queries"]([1]) == [f"{name}line 3"]

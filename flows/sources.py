@@ -247,11 +247,11 @@ def _samples(source: SourceConfig, *, known_first: bool = False) -> dict[str, st
     path = Path(source.path)
     if source.format == "sql" or not path.is_file() or path.suffix.lower() not in column_map.SUFFIXES:
         return _samples_of_alike(source) if source.format != "sql" and not source.columns else {}
-    is_qrels = source.format == "auto" and not source.columns and qrels_file.is_qrels(path)
+    is_trec = source.format == "auto" and not source.columns and (qrels_file.is_qrels(path) or qrels_file.is_run(path))
     samples = column_map.samples_of(path, list(source.columns.values()))
     if source.columns and column_map.has_later_keys(path):
         samples |= {name: "" for name in source.columns.values() if name not in samples}  # Its reader sees all lines.
-    if is_qrels or not any(name.strip() for name in samples):
+    if is_trec or not any(name.strip() for name in samples):
         return {}
     has_usual = bool(column_map.suggest(list(samples))) and not (known_first and _needs_no_map(source, samples))
     if source.columns or source.format == "table" or has_usual:

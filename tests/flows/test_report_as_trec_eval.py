@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 import pytrec_eval
 
-from flows import notebook
+from flows import notebook, sources
 from flows import report as reporting
 from pipeline.config import DataConfig, SourceConfig
 from pipeline.data import judgments
 from pipeline.data.formats import qrels_file
-from pipeline.errors import ConfigError, SchemaError
+from pipeline.errors import ConfigError, InputError, SchemaError
 from pipeline.evaluation import runs
 from pipeline.evaluation.runs import RunFile
 
@@ -115,6 +115,18 @@ def test_a_qrels_file_is_known_by_its_first_line(tmp_path: Path, name: str, text
     (tmp_path / name).write_text(text, encoding="utf-8")
     assert qrels_file.is_qrels(tmp_path / name) is expected
     assert not qrels_file.is_qrels(tmp_path)
+
+
+def test_run_and_qrels_in_each_others_place_are_named_with_the_option_that_takes_them(tmp_path: Path) -> None:
+    _, run = write_collection(tmp_path / "collection", np.random.default_rng(0))
+    qrels = tmp_path / "collection" / "qrels.txt"
+    for name in ("run.txt", "run.tsv"):
+        swapped = run.rename(tmp_path / name)
+        with pytest.raises(InputError, match=rf"{name}: is a TREC run file .*`relevance report --run {swapped} "):
+            reporting.report_on_run(sources.of_judgments(str(swapped)), tmp_path / "workspace", run=RunFile(qrels))
+        run = swapped
+    with pytest.raises(InputError, match=rf"is a TREC qrels file .*`relevance report --run RUN --judgments {qrels}`"):
+        reporting.report_on_run(sources.of_judgments(str(qrels)), tmp_path / "workspace", run=RunFile(qrels))
 
 
 def test_a_run_of_other_queries_is_refused_with_ids_of_both(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 It suffices to judge a run file. A release cannot rank by ids, so the format is read only where it is named.
 """
 
-import re
 import shlex
 from pathlib import Path
 
@@ -31,11 +30,20 @@ def find(config: SourceConfig, root: Path) -> FoundSource | None:
 
 def is_qrels(path: Path) -> bool:
     """Whether this is a file, and its first line is one of a qrels file: `query iteration document grade`."""
+    return trec_files.is_qrels_line(_first_fields(path))
+
+
+def is_run(path: Path) -> bool:
+    """Whether this is a file, and its first line is one of a run file: `query Q0 document rank score system`."""
+    return trec_files.is_run_line(_first_fields(path))
+
+
+def _first_fields(path: Path) -> list[str]:
+    """The fields of a file's first line; empty where its name is that of another format."""
     if not path.is_file() or path.suffix.lower() in OTHERS:
-        return False
+        return []
     with path.open("rb") as file:
-        fields = file.readline(4096).split()
-    return len(fields) == 4 and bool(re.fullmatch(rb"-?\d+(\.0*)?", fields[3]))
+        return file.readline(4096).decode("utf-8-sig", errors="replace").split()
 
 
 def advice(path: Path) -> str:

@@ -22,6 +22,7 @@ from pipeline.data.formats import (
     tables,
     thumb_files,
     trec_collection,
+    trec_files,
     wands,
 )
 from pipeline.data.formats.tables import Format, FoundSource, of_files
@@ -128,6 +129,8 @@ def _unknown_file(path: Path) -> InputError:
     """The error for a file that no format reads: the map of columns that fits a table, or what its name must be."""
     if qrels_file.is_qrels(path):
         return MissingError(qrels_file.advice(path))
+    if qrels_file.is_run(path):
+        return MissingError(trec_files.run_advice(path))
     if advice := column_advice.of_file(path):
         return MissingError(f"{path}: is not a file of a format that is known by its name{advice}")
     with path.open("rb") as file:

@@ -2,12 +2,14 @@
 
 import math
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
 from pipeline import disk
+from pipeline.command_line import typed
 from pipeline.data.formats import text_files
 from pipeline.errors import SchemaError
 from pipeline.schema import row_name
@@ -16,26 +18,57 @@ from pipeline.text import read_lines, refuse_old_line_ends
 OTHER_RUNS = "; a run is such lines with blanks or tabs between the fields, or Parquet with query_id, doc_id and score"
 """End of the message on a file that is neither, such as CSV or JSON."""
 
+QRELS_LINE = "query iteration document grade"
+RUN_LINE = "query Q0 document rank score system"
+
+
+def is_qrels_line(fields: Sequence[str]) -> bool:
+    """Whether these are the fields of a line of a qrels file."""
+    return len(fields) == 4 and bool(re.fullmatch(r"[+-]?[0-9]+(\.0*)?", fields[3]))
+
+
+def is_run_line(fields: Sequence[str]) -> bool:
+    """Whether these are the fields of a line of a run file."""
+    try:
+        return len(fields) == 6 and math.isfinite(_integer(fields[3]) + _number(fields[4]))
+    except ValueError:
+        return False
+
+
+def run_advice(path: Path) -> str:
+    """The message that a file named as judgments is a run, and the command that judges it."""
+    report = typed(f"report --run {shlex.quote(str(path))} --judgments QRELS")
+    return f"{path}: is a TREC run file ({RUN_LINE}), which ranks documents and judges none. To judge it: `{report}`"
+
+
+def _qrels_advice(path: Path) -> str:
+    """The message that a file named as a run is one of judgments, and the command that judges a run by it."""
+    report = typed(f"report --run RUN --judgments {shlex.quote(str(path))}")
+    return (
+        f"{path}: is a TREC qrels file ({QRELS_LINE}), which judges documents and ranks none. To judge a run by it: "
+        f"`{report}`"
+    )
+
 
 def read_qrels(path: Path) -> pa.Table:
     """Judgments (query_id, doc_id, grade) of a qrels file; fields are separated by blanks or tabs.
 
     Raises:
         MissingError: no such file.
-        SchemaError: a line without four fields or whose grade is not a whole number; names the line.
+        SchemaError: the file is a run, or a line is without four fields or its grade is not a whole number; names the
+            line.
     """
     queries: list[str] = []
     documents: list[str] = []
     grades: list[int] = []
-    for number, fields in _fields(path, 4, "query iteration document grade"):
+    for number, fields in _fields(path, 4, QRELS_LINE):
         queries.append(fields[0])
         documents.append(fields[2])
         try:
             grades.append(_integer(re.sub(r"\.0*$", "", fields[3])))
         except ValueError as error:
             raise SchemaError(
-                f"{path}, line {number}: grade '{fields[3]}' is not a whole number; a qrels line is "
-                "'query iteration document grade'"
+                f"{path}, line {number}: grade '{fields[3]}' is not a whole number; a qrels line is '{QRELS_LINE}'"
             ) from error
     return pa.table(
         {
@@ -51,16 +84,15 @@ def read_run(path: Path) -> pa.Table:
 
     Raises:
         MissingError: no such file.
-        SchemaError: a line without six fields, with a rank or score that is no number, or with the document and query
-            of an earlier line of its system; names the line.
+        SchemaError: the file is one of qrels, or a line is without six fields, with a rank or score that is no number,
+            or with the document and query of an earlier line of its system; names the line.
     """
     queries: list[str] = []
     documents: list[str] = []
     ranks: list[int] = []
     scores: list[float] = []
     systems: list[str] = []
-    shape = "query Q0 document rank score system"
-    for number, (query, _, document, rank, score, system) in _fields(path, 6, shape, OTHER_RUNS):
+    for number, (query, _, document, rank, score, system) in _fields(path, 6, RUN_LINE, OTHER_RUNS):
         queries.append(query)
         documents.append(document)
         systems.append(system)
@@ -70,7 +102,7 @@ def read_run(path: Path) -> pa.Table:
         except ValueError as error:
             raise SchemaError(
                 f"{path}, line {number}: rank '{rank}' is no whole number, or score '{score}' no number; a run line is "
-                "'query Q0 document rank score system'"
+                f"'{RUN_LINE}'"
             ) from error
         if not math.isfinite(scores[-1]):
             raise SchemaError(f"{path}, line {number}: score '{score}' is not a finite number")
@@ -127,6 +159,10 @@ def _fields(path: Path, count: int, shape: str, advice: str = "") -> Iterator[tu
     for number, line in read_lines(path):
         fields = line.split()
         if len(fields) != count:
+            if count == 4 and is_run_line(fields):
+                raise SchemaError(run_advice(path))
+            if count == 6 and is_qrels_line(fields):
+                raise SchemaError(_qrels_advice(path))
             refuse_old_line_ends(path)
             raise SchemaError(f"{path}, line {number}: {len(fields)} fields, not the {count} of '{shape}'{advice}")
         yield number, fields

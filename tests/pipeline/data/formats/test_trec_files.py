@@ -7,8 +7,11 @@ import pyarrow as pa
 import pytest
 import pytrec_eval
 
+from pipeline.config import SourceConfig
+from pipeline.data import sources
 from pipeline.data.formats import trec_files
-from pipeline.errors import MissingError, SchemaError
+from pipeline.errors import InputError, MissingError, SchemaError
+from pipeline.evaluation import runs
 
 
 def test_qrels_agree_with_trec_eval(tmp_path: Path) -> None:
@@ -95,3 +98,36 @@ def test_an_id_with_a_blank_cannot_be_written_and_leaves_the_old_file(tmp_path: 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="no such file"):
         trec_files.read_run(tmp_path / "run")
+
+
+RUN, QRELS = "q1 Q0 d1 1 2.5 bm25\n", "q1 0 d1 2\n"
+
+
+@pytest.mark.parametrize(("name", "format"), [("new.run", "auto"), ("run.tsv", "auto"), ("run", "qrels")])
+def test_a_run_that_is_named_as_judgments_is_answered_with_the_command_that_judges_it(
+    tmp_path: Path, name: str, format: str
+) -> None:
+    (tmp_path / name).write_text(RUN, encoding="utf-8")
+    with pytest.raises(InputError) as refused:
+        sources.read(SourceConfig(path=str(tmp_path / name), format=format), Path())
+    assert str(refused.value) == (
+        f"{tmp_path / name}: is a TREC run file (query Q0 document rank score system), which ranks documents and "
+        f"judges none. To judge it: `relevance report --run {tmp_path / name} --judgments QRELS`"
+    )
+
+
+def test_qrels_that_are_named_as_a_run_are_answered_with_the_command_that_judges_by_them(tmp_path: Path) -> None:
+    (tmp_path / "my qrels").write_text(QRELS, encoding="utf-8")
+    with pytest.raises(SchemaError) as refused:
+        runs.read(tmp_path / "my qrels", "a")
+    assert str(refused.value) == (
+        f"{tmp_path}/my qrels: is a TREC qrels file (query iteration document grade), which judges documents and ranks "
+        f"none. To judge a run by it: `relevance report --run RUN --judgments '{tmp_path}/my qrels'`"
+    )
+
+
+@pytest.mark.parametrize("line", ["q1 Q0 d1 first 2.5 x", "q1 Q0 d1 1 high x", "q1 Q0 d1 1 nan x", "a b c d e"])
+def test_another_line_of_too_many_fields_is_no_run(tmp_path: Path, line: str) -> None:
+    (tmp_path / "qrels").write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(SchemaError, match="fields, not the 4 of"):
+        trec_files.read_qrels(tmp_path / "qrels")

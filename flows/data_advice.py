@@ -52,7 +52,9 @@ def ways_to_join(source: "SourceConfig", columns: Mapping[str, str]) -> str:
     )
     return (
         f"where the texts of the documents stand in another {'table' if is_database else 'file'}{seen}, write a recipe "
-        "with these as sources of one name, and `relevance init` fills in the rest:\n" + written + join * is_database
+        "with these as sources of one name, and `relevance init RECIPE` fills in the rest:\n"
+        + written
+        + join * is_database
     )
 
 

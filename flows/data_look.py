@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,12 +88,14 @@ def look(path: str, columns: Mapping[str, str] | None = None, labels: Mapping[st
     import pandas as pd
     import torch
 
+    from pipeline.config import SourceConfig
     from pipeline.data import check, validation
     from pipeline.schema import CLICK
 
     configs, read = _collection(path, columns or {}, labels or {})
     written = [_written(config) for config in configs]
-    usable = _usable(read, configs)
+    typed = SourceConfig(path=path) if named.is_recipe(path) else replace(configs[0], path=path)
+    usable = _usable(read, configs, typed)
     rows = usable.judgments.select(["query_id", "doc_id", "grade"]).to_pandas()
     texts = {
         "query": read.queries["text"],
@@ -168,8 +170,13 @@ def _written(config: "SourceConfig") -> dict[str, Any]:
     }
 
 
-def _usable(read: "Source", configs: "Sequence[SourceConfig]") -> "ValidatedTables":
+def _usable(read: "Source", configs: "Sequence[SourceConfig]", typed: "SourceConfig") -> "ValidatedTables":
     """The data without its rows that cannot be used.
+
+    Args:
+        read: the data.
+        configs: the sources that it was read from.
+        typed: the source or the recipe as it was named on the command line.
 
     Raises:
         SchemaError: there are no judgments, too many rows cannot be used, or a word of the grades has none.
@@ -196,7 +203,7 @@ def _usable(read: "Source", configs: "Sequence[SourceConfig]") -> "ValidatedTabl
     if len(usable.findings) > MOST_UNUSABLE * (
         read.judgments.num_rows + read.documents.num_rows + read.queries.num_rows
     ):
-        validation.refuse(usable.findings, shown, "mend them; `relevance data check` lists them all")
+        validation.refuse(usable.findings, shown, validation.mend_first(typed))
     return usable
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +17,7 @@ from flows import languages
 from flows.built_in_recipes import UNNAMED
 from flows.data_look import Look, look, shares
 from pipeline import storage
+from pipeline.command_line import typed
 from pipeline.data.formats.column_advice import PASSWORD
 from pipeline.data.formats.option_text import toml_key
 from pipeline.errors import ConfigError
@@ -59,7 +61,7 @@ def recipe(seen: Look, name: str) -> str:
     """The text of a recipe with a comment beside each choice."""
     shown = printable(hide_passwords(" + ".join(source["path"] for source in seen.sources)))
     head = [
-        f"# Written by `relevance init` for {shown} ({seen.format}): {seen.documents:,} documents,",
+        f"# Written by `relevance init DATA` for {shown} ({seen.format}): {seen.documents:,} documents,",
         f"# {seen.judged_queries:,} judged queries, {seen.judgments:,} judgments of {seen.grades} grades, "
         f"a median of {seen.list_length:g} a query. Change what you know better.",
         *([f"# Note: {seen.too_few}."] if seen.too_few else []),
@@ -115,7 +117,7 @@ def _left_out(seen: Look) -> list[str]:
         return []
     return [
         f"# {seen.unusable:,} rows cannot be used and are left out: {printable(seen.reasons)}.",
-        'faulty_rows = "drop" # "error" once they are mended; `relevance data check` lists them all for this recipe',
+        'faulty_rows = "drop" # "error" once they are mended; `relevance data check RECIPE` lists them all',
     ]
 
 
@@ -327,7 +329,9 @@ def write(
     if seen.too_few:
         log.warning("%s: %s", hide_passwords(path), seen.too_few)
     if seen.unusable:
-        log.warning("%s: the recipe leaves out %s rows: %s", hide_passwords(path), f"{seen.unusable:,}", seen.reasons)
+        check = typed(f"data check {shlex.quote(str(out))}")
+        rows, shown = f"{seen.unusable:,}", hide_passwords(path)
+        log.warning("%s: the recipe leaves out %s rows: %s; `%s` lists them all", shown, rows, seen.reasons, check)
     text = recipe(seen, _name(path) if out.name == UNNAMED else out.stem)
     out.parent.mkdir(parents=True, exist_ok=True)
     with temporary_file(out) as temporary:

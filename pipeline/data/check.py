@@ -139,7 +139,7 @@ def examine_all(
 def describe(source: Source, path: str) -> DataReport:
     """The description of a source as read; grades in conflict are faults too."""
     sifted = validation.sift(source)
-    conflicts = validation.located(validation.conflicts(source.judgments, sifted.findings), source)
+    conflicts = validation.conflicts(source, sifted.findings)
     usable = ValidatedTables(
         sifted.documents, sifted.queries, sifted.judgments, (*sifted.findings, *conflicts), sifted.repeated
     )

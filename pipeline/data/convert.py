@@ -14,8 +14,6 @@ from pipeline.data.validation import ValidatedTables
 from pipeline.errors import SchemaError
 from pipeline.secrets import hide_passwords
 
-_ADVICE = "mend them first; `relevance data check` lists them all"
-
 
 def convert(
     path: Path | str,
@@ -64,7 +62,7 @@ def split(source: SourceConfig, valid_share: float, test_share: float, seed: int
 def _read(config: SourceConfig) -> ValidatedTables:
     source = short_logs.read(config, Path())
     sifted = validation.sift(source)
-    validation.refuse(sifted.findings, hide_passwords(config.path), source.advice or _ADVICE)
+    validation.refuse(sifted.findings, hide_passwords(config.path), source.advice or validation.mend_first(config))
     return sifted
 
 

@@ -89,7 +89,7 @@ def _build(folder: Path, config: DataConfig, read: Sequence[Source], purpose: Pu
             advice = f"{source.advice}; or {validation.MEND}" if source.advice else validation.MEND
             validation.refuse(sifted.findings, source.shown or source.name, advice)
         if config.conflicts == "error":
-            conflicts = validation.located(validation.conflicts(source.judgments, sifted.findings), source)
+            conflicts = validation.conflicts(source, sifted.findings)
             advice = 'mend them; a recipe takes one grade of each pair by data.conflicts = "max" or "mean"'
             validation.refuse(conflicts, source.shown or source.name, advice)
         if config.splits == "source":
@@ -130,9 +130,9 @@ def merge(judgments: pa.Table, config: DataConfig) -> tuple[pa.Table, dict[str, 
     """One row for each pair, kind of source and field, where it first stood, and counts of the rows left out."""
     keys = validation.keys(judgments)
     again = keys.duplicated().to_numpy()
-    conflicts = validation.conflicts(judgments) if again.any() else []
     if not again.any():
         return judgments, {"judgments": 0, "conflicts": 0}
+    conflicts = validation.conflicting(judgments)
     group = keys.groupby(list(keys.columns), sort=False, dropna=False).ngroup()
     grades = judgments["grade"].to_pandas().groupby(group)
     # Halves are rounded up, to the better of two neighbouring grades.

@@ -1,7 +1,8 @@
 """Separates the rows of a source that cannot be used from the others, for `judgments`, `check` and `convert`."""
 
+import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,9 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema
+from pipeline.command_line import typed
+from pipeline.config import SourceConfig
+from pipeline.data.formats import option_text, tables
 from pipeline.data.sources import Source
 from pipeline.errors import SchemaError
 from pipeline.schema import InvalidRow
+from pipeline.secrets import hide_passwords
+from pipeline.text import printable
 
 Purpose = Literal["training", "judging"]
 
@@ -23,6 +29,12 @@ MEND = 'mend them or leave them out; a recipe leaves them out by data.faulty_row
 
 SHOWN = 5
 """Number of reasons that an error message names."""
+
+SHOWN_TEXT = 40
+"""Most characters of a text in a reason."""
+
+_IDS = {"documents": ("doc_id", "document", ("title", "text")), "queries": ("query_id", "query", ("text",))}
+"""Table → its column of ids, the word for a row, and the columns of its texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +65,10 @@ class ValidatedTables:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Table → kind → rows left out."""
-        tables: dict[str, Counter[str]] = {}
+        kinds: dict[str, Counter[str]] = {}
         for finding in self.findings:
-            tables.setdefault(finding.fault.table, Counter())[finding.kind] += 1
-        return {table: dict(counter) for table, counter in tables.items()}
+            kinds.setdefault(finding.fault.table, Counter())[finding.kind] += 1
+        return {table: dict(counter) for table, counter in kinds.items()}
 
 
 def sift(source: Source, purpose: Purpose = "training") -> ValidatedTables:
@@ -103,6 +115,16 @@ def located(findings: Sequence[Finding], source: Source) -> list[Finding]:
     ]
 
 
+def mend_first(config: SourceConfig) -> str:
+    """Advice on rows that cannot be used, for commands that leave none out: with the command that lists all of them."""
+    options = [f"--format {shlex.quote(config.format)}"] if config.format != "auto" else []
+    for name, values in (("columns", config.columns), ("labels", config.labels)):
+        if values:
+            options.append(f"--{name} {shlex.quote(option_text.option(values))}")
+    command = typed(" ".join(["data check", shlex.quote(hide_passwords(config.path)), *options]))
+    return f"mend them first; `{command}` lists them all"
+
+
 def refuse(findings: Sequence[Finding], where: str, advice: str) -> None:
     """Raises one error for all findings, if there are any.
 
@@ -129,25 +151,56 @@ def _more_alike(rows: int) -> str:
     return f", and {rows:,} more row{'s' * (rows > 1)} alike" if rows else ""
 
 
-def conflicts(judgments: pa.Table, known: Iterable[Finding] = ()) -> list[Finding]:
-    """A finding for each row whose pair has another grade earlier in the table, from the same kind of source.
+def conflicts(source: Source, known: Iterable[Finding] = ()) -> list[Finding]:
+    """A finding for each of a source's judgments whose pair has another grade before; see `conflicting`."""
+    rows = conflicting(source.judgments, known)
+    queries = names(source.queries, "queries", set(rows["query_id"]))
+    documents = names(source.documents, "documents", set(rows["doc_id"]))
+    findings = []
+    columns = (rows["query_id"], rows["doc_id"], rows["grade"], rows["before"])
+    for row, query, document, grade, before in zip(rows.index, *columns, strict=True):
+        reason = f"{queries[query]}, {documents[document]} has grade {grade} here and {before} before"
+        findings.append(Finding("conflict", InvalidRow("judgments", int(row), reason)))
+    return located(findings, source)
+
+
+def conflicting(judgments: pa.Table, known: Iterable[Finding] = ()) -> pd.DataFrame:
+    """The rows whose pair has another grade, `before`, earlier in the table, from the same kind of source.
 
     Args:
         known: findings whose rows are not looked at.
     """
     frame = keys(judgments)
+    pair = list(frame.columns)
     frame["grade"] = judgments["grade"].to_pandas()
     frame = frame[~frame.index.isin([finding.fault.row for finding in known if finding.fault.table == "judgments"])]
-    again = frame[frame.duplicated(list(frame.columns[:-1]), keep=False)]
-    names = list(frame.columns[:-1])
-    first = again.groupby(names, sort=False, dropna=False)["grade"].transform("first")
-    findings = []
-    columns = (again["query_id"], again["doc_id"], again["grade"], first)
-    for row, query, document, grade, before in zip(again.index, *columns, strict=True):
-        if grade != before:
-            reason = f"query_id '{query}', doc_id '{document}' has grade {grade} here and {before} before"
-            findings.append(Finding("conflict", InvalidRow("judgments", int(row), reason)))
-    return findings
+    again = frame[frame.duplicated(pair, keep=False)]
+    again = again.assign(before=again.groupby(pair, sort=False, dropna=False)["grade"].transform("first"))
+    return again[again["grade"] != again["before"]]
+
+
+def names(table: pa.Table, kind: str, ids: Collection[str]) -> dict[str, str]:
+    """The names of documents or queries in messages, by their ids: `doc_id '7'`, or `document 'red knife'`.
+
+    The start of the text stands in place of an id that the source does not have: one that was made from the text.
+
+    Args:
+        table: documents or queries as they were read.
+        kind: its name.
+        ids: the ids to be named, also such as the table lacks.
+    """
+    column, word, columns = _IDS[kind]
+    named = {name: f"{column} '{name}'" for name in ids}
+    rows = table.filter(pc.is_in(table[column], value_set=pa.array(list(ids), table[column].type)))
+    texts = [rows[name] for name in columns]
+    hashes = tables.ids(word[0], *texts).to_pylist()
+    for name, hashed, *parts in zip(
+        rows[column].to_pylist(), hashes, *(part.to_pylist() for part in texts), strict=True
+    ):
+        if name == hashed:
+            text = printable(next(filter(None, parts), ""))
+            named[name] = f"{word} '{text[:SHOWN_TEXT]}{'…' * (len(text) > SHOWN_TEXT)}'"
+    return named
 
 
 def keys(judgments: pa.Table) -> pd.DataFrame:
@@ -204,12 +257,13 @@ def _judgment_findings(
         lost = pc.invert(pc.is_in(judgments[column], value_set=kept[column]))
         unusable = pc.is_in(judgments[column], value_set=there[column])
         rows = pc.indices_nonzero(lost)
+        named = names(there, table, set(judgments[column].take(rows).to_pylist()))
         columns = (rows, judgments[column].take(rows), unusable.take(rows))
         for row, value, was_there in zip(*(values.to_pylist() for values in columns), strict=True):
             if row not in seen:
                 seen.add(row)
                 kind, reason = ("unusable", "cannot be used") if was_there else ("unknown", f"is not among the {table}")
-                yield Finding(f"{kind} {column}", InvalidRow("judgments", row, f"{column} '{value}' {reason}"))
+                yield Finding(f"{kind} {column}", InvalidRow("judgments", row, f"{named[value]} {reason}"))
 
 
 def _without(table: pa.Table, findings: Iterable[Finding], also: npt.NDArray[np.bool_] | None = None) -> pa.Table:

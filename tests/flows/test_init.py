@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import re
+import shlex
 import sqlite3
 import tomllib
 from dataclasses import replace
@@ -13,9 +14,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from flows import data_look, init, sources
 from flows.built_in_recipes import RECIPES
+from flows.cli.command import app
 from pipeline import recipe as recipes
 from pipeline.config import SourceConfig
 from pipeline.data import check, convert, short_logs
@@ -323,9 +326,15 @@ def test_unusable_rows_are_left_out_where_they_are_few_and_refused_where_they_ar
     assert seen.unusable > 0
     assert f"# {seen.unusable} rows cannot be used and are left out: judgments, line 17: grade 'nan' is not" in text
     assert f"the recipe leaves out {seen.unusable} rows: {seen.reasons}" in caplog.text
+    assert f"; `relevance data check {tmp_path}/some.toml` lists them all" in caplog.text
     assert recipes.load(tmp_path / "some.toml", []).data.faulty_rows == "drop"
-    with pytest.raises(SchemaError, match=r"80 rows cannot be used .*grade 'nan' is not a number"):
+    with pytest.raises(SchemaError, match=r"80 rows cannot be used .*grade 'nan' is not a number") as refused:
         init.write(str(_rated(tmp_path / "many.csv", ("0", "nan"))), tmp_path / "many.toml")
+    command = re.search("`relevance (data check .*)` lists them all", str(refused.value))
+    assert command
+    checked = CliRunner().invoke(app, shlex.split(command[1]))
+    assert isinstance(checked.exception, InputError)
+    assert checked.stdout.count("grade 'nan' is not a number") == 20
     assert not (tmp_path / "many.toml").exists()
 
 

@@ -3,7 +3,9 @@
 import ast
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -39,16 +41,16 @@ def test_the_workspace_of_a_file_is_that_of_its_release_or_artifact(tmp_path: Pa
     assert workspace_of(Path("elsewhere/file")) == Path("workspace")
 
 
-def commands_with_a_workspace() -> set[str]:
-    """The first words of the commands that take --workspace, such as `retrain` and `releases list`."""
+def commands_with(takes: Callable[[Any], bool]) -> str:
+    """A pattern of the names of the commands with such a parameter, such as `retrain` and `releases list`."""
     names: set[str] = set()
     waiting = [("", typer.main.get_command(app))]
     while waiting:
         prefix, command = waiting.pop()
         waiting += [(f"{prefix}{name} ", below) for name, below in getattr(command, "commands", {}).items()]
-        if any(parameter.name == "workspace" for parameter in command.params):
+        if any(takes(parameter) for parameter in command.params):
             names.add(prefix.strip())
-    return names
+    return "|".join(sorted(names))
 
 
 def texts_beside_docstrings(tree: ast.AST) -> list[str]:
@@ -67,14 +69,28 @@ def texts_beside_docstrings(tree: ast.AST) -> list[str]:
 
 def test_commands_that_are_printed_name_their_workspace() -> None:
     """They are written by `pipeline.command_line.typed`, so that a person can copy them."""
-    incomplete = re.compile(rf"relevance (?:{'|'.join(sorted(commands_with_a_workspace()))})\b")
+    with_workspace = commands_with(lambda parameter: parameter.name == "workspace")
+    incomplete = re.compile(rf"relevance (?:{with_workspace})\b")
     assert incomplete.search("run `relevance releases list` first")
     assert not incomplete.search("`relevance key` makes one")
+    assert [text for text in printed_texts() if incomplete.search(text)] == []
+
+
+def test_commands_that_are_printed_name_the_data_or_recipe_that_they_need() -> None:
+    """The name stands in the command, or a word in capitals in its place: a command without it cannot be copied."""
+    with_argument = commands_with(lambda parameter: parameter.param_type_name == "argument" and parameter.required)
+    bare = re.compile(rf"relevance (?:{with_argument})`")
+    assert bare.search("`relevance data check` lists them all")
+    assert not bare.search("`relevance data check DATA` lists them all")
+    assert [text for text in printed_texts() if bare.search(text)] == []
+
+
+def printed_texts() -> list[str]:
+    """The strings of all packages, without docstrings and examples."""
     files = [
         path
         for package in ("pipeline", "index", "serving", "flows")
         for path in sorted((ROOT / package).rglob("*.py"))
         if "examples" not in path.parts
     ]
-    texts = [(path, text) for path in files for text in texts_beside_docstrings(ast.parse(path.read_text("utf-8")))]
-    assert [(str(path), text) for path, text in texts if incomplete.search(text)] == []
+    return [text for path in files for text in texts_beside_docstrings(ast.parse(path.read_text("utf-8")))]

@@ -134,7 +134,7 @@ def _scale_advice(numbers: npt.NDArray[np.float64]) -> str:
         return ""
     return (
         f"the grades go up to {high:g}, and whole grades end at {MAX_GRADE}; in the recipe's source grade_scale = "
-        f"[{low:g}, {high:g}, 4] makes 0 to 4 of them (`relevance init` takes a recipe of such a source)"
+        f"[{low:g}, {high:g}, 4] makes 0 to 4 of them (`relevance init RECIPE` takes a recipe of such a source)"
     )
 
 

@@ -66,6 +66,16 @@ def test_an_empty_folder_may_be_filled(beir: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "out").iterdir())) == 3
 
 
+def test_the_command_that_lists_unusable_rows_names_the_data_and_how_it_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "my ratings.csv"
+    file.write_text("what,name,worth\nknife,a knife,good\npan,a pan,bad\n,a pot,bad\n", encoding="utf-8")
+    columns = {"query": "what", "title": "name", "grade": "worth"}
+    with pytest.raises(SchemaError) as refused:
+        convert.convert(file, "table", tmp_path / "out", columns, {"good": 1, "bad": 0})
+    command = "data check '{0}' --format table --columns query=what,title=name,grade=worth --labels good=1,bad=0"
+    assert f"`relevance {command.format(file)}` lists them all" in str(refused.value)
+
+
 def test_a_failure_half_way_leaves_nothing(beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
 

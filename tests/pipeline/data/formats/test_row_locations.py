@@ -84,6 +84,28 @@ def test_a_document_is_named_by_the_row_that_it_first_stood_in(tmp_path: Path) -
     assert fault == "documents, line 6: doc_id 'a' stands here again with another text"
 
 
+def test_a_row_without_ids_of_its_own_is_named_by_the_start_of_its_texts(tmp_path: Path) -> None:
+    long = "a very long\tquery that goes on and on, longer than a line"
+    rows = [(long, "", "", 1), (long, "", "a pan", 2), (long, "", "a pan", 3), ("knife", "a\x00b", "steel", 1)]
+    frame = pd.DataFrame(rows, columns=["query", "title", "text", "grade"])
+    frame.to_json(tmp_path / "own.jsonl", orient="records", lines=True)
+    own = SourceConfig(path=str(tmp_path / "own.jsonl"), columns={**COLUMNS, "text": "text"})
+    assert faults(own) == [
+        "documents, line 4: title contains a NUL character",
+        "judgments, line 4: document 'a b' cannot be used",
+        "judgments, line 3: query 'a very long query that goes on and on, l…', document 'a pan' has grade 3 here and "
+        "2 before",
+    ]
+
+
+def test_ids_of_the_source_are_named_as_they_are(tmp_path: Path) -> None:
+    rows = ["qid,query,id,title,grade", "q1,pan,d1,a pan,1", "q1,pan,d1,a pan,2"]
+    (tmp_path / "own.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    columns = {**COLUMNS, "query_id": "qid", "doc_id": "id"}
+    own = SourceConfig(path=str(tmp_path / "own.csv"), columns=columns)
+    assert faults(own) == ["judgments, line 3: query_id 'q1', doc_id 'd1' has grade 2 here and 1 before"]
+
+
 def test_conflicts_and_rows_of_a_database_are_named_alike(tmp_path: Path) -> None:
     rows = [("a pan", "pan", 1), ("a pan", "pan", 2), ("a pot", "pot", 99)]
     with sqlite3.connect(tmp_path / "shop.db") as connection:
@@ -97,8 +119,8 @@ def test_conflicts_and_rows_of_a_database_are_named_alike(tmp_path: Path) -> Non
         source = SourceConfig(path=str(path), columns=COLUMNS)
         high, conflict = faults(source)
         assert high.startswith(f"judgments, {locations[0]}: grade 99")
-        assert conflict.startswith(f"judgments, {locations[1]}: query_id ")
-        with pytest.raises(SchemaError, match=rf"judgments, {locations[1]}: query_id .*data.conflicts"):
+        assert conflict == f"judgments, {locations[1]}: query 'pan', document 'a pan' has grade 2 here and 1 before"
+        with pytest.raises(SchemaError, match=rf"judgments, {locations[1]}: query 'pan', document .*data.conflicts"):
             judgments.make(tmp_path / "work", DataConfig(sources=(source,), faulty_rows="drop"))
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import data, index, judging, recipe, releases, serving, surroundings, torchrun, training
+from flows.cli import data, index, json_output, judging, recipe, releases, serving, surroundings, torchrun, training
 from flows.logs import write_log
 from pipeline.errors import RelevanceError
 from pipeline.secrets import hide_passwords, print_traceback
@@ -34,7 +34,10 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Runs the command and turns an error of this package into one message and its exit code."""
+    """Runs the command and turns an error of this package into one message and its exit code.
+
+    The message goes to standard error; where JSON was asked for, an object with both goes to standard output too.
+    """
     surroundings.open_streams()
     write_log()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -44,32 +47,48 @@ def main() -> None:
         with torchrun.watched():
             app()
     except Exception as error:  # A hook of Typer's takes the place of ours and would show passwords.
-        raise SystemExit(_tell(error)) from None
+        message, code = _tell(error)
+        json_output.print_failure(message, code, sys.argv)
+        raise SystemExit(code) from None
     except (SystemExit, KeyboardInterrupt) as end:
         if isinstance(end, SystemExit) and end.code != INTERRUPTED:
+            _repeat_usage_error(end)
             raise
-        print("relevance: stopped; start the same command again to go on", file=sys.stderr)
+        message = "stopped; start the same command again to go on"
+        print(f"relevance: {message}", file=sys.stderr)
+        json_output.print_failure(message, INTERRUPTED, sys.argv)
         raise SystemExit(INTERRUPTED) from None
     finally:
         surroundings.remove_unused_workspaces()
 
 
-def _tell(error: Exception) -> int:
-    """Prints an error for a person, one of this package or of its surroundings in one line; returns the exit code."""
+def _repeat_usage_error(end: SystemExit) -> None:
+    """Prints the message of a wrong option or argument as JSON too; Typer has printed it for a person and ends."""
+    format_message = getattr(end.__context__, "format_message", None)
+    if format_message is not None and isinstance(end.code, int):
+        json_output.print_failure(format_message(), end.code, sys.argv)
+
+
+def _tell(error: Exception) -> tuple[str, int]:
+    """Prints an error for a person, one of this package or of its surroundings in one line.
+
+    Returns:
+        The message, and the exit code.
+    """
     from pipeline import machine_memory
 
     try:
         with machine_memory.shortage_told():
             raise error
     except RelevanceError as known:
-        print(f"relevance: {known}", file=sys.stderr)
-        return known.exit_code
+        message, code = str(known), known.exit_code
     except OSError as failure:
-        advice = "look at the path, its permissions and the free space"
-        print(f"relevance: {hide_passwords(str(failure))}; {advice}", file=sys.stderr)
+        message, code = f"{hide_passwords(str(failure))}; look at the path, its permissions and the free space", 1
     except Exception as unknown:
         print_traceback(unknown)
-    return 1
+        return hide_passwords(f"{type(unknown).__name__}: {unknown}"), 1
+    print(f"relevance: {message}", file=sys.stderr)
+    return message, code
 
 
 def _version(wanted: bool) -> None:

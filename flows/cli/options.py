@@ -1,14 +1,13 @@
 """Options that several commands share, and how a command prints."""
 
 import difflib
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli import surroundings
+from flows.cli import json_output, surroundings
 from pipeline import command_line
 from pipeline.errors import MissingError
 
@@ -34,7 +33,7 @@ Columns = Annotated[
 Labels = Annotated[
     str, typer.Option(help="The grade of each word in the column of grades: Exact=2,Partial=1,Irrelevant=0.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for a machine.")]
+Json = Annotated[bool, typer.Option(json_output.OPTION, help="Print one JSON object, for a machine.")]
 Recipe = Annotated[str, typer.Argument(help="A TOML file, or a built-in recipe such as demo or homedepot.")]
 Release = Annotated[str, typer.Option(help="live, previous, or the first digits of a release.")]
 Format = Annotated[str, typer.Option(help="Format of the data; auto looks at the files.")]
@@ -44,14 +43,9 @@ DEFAULT_WORKSPACE = command_line.DEFAULT_WORKSPACE
 def show(value: Any, as_json: bool, rendered: "RenderableType | None" = None) -> None:
     """Prints a value as JSON, or as it is rendered for a person."""
     if as_json:
-        print(json_text(value))
+        json_output.print_json(value)
     else:
         console().print(rendered if rendered is not None else value)
-
-
-def json_text(value: Any) -> str:
-    """The JSON of a value for standard output; escapes what the encoding of the output may lack."""
-    return json.dumps(value, ensure_ascii=not surroundings.is_utf8_output(), indent=1)
 
 
 def any_data(

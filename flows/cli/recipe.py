@@ -3,13 +3,8 @@
 import typer
 
 from flows.built_in_recipes import RECIPES, recipe_names, recipe_path
-from flows.cli.options import (
-    Json,
-    Recipe,
-    Set,
-    json_text,
-    show,
-)
+from flows.cli import json_output
+from flows.cli.options import Json, Recipe, Set, show
 
 app = typer.Typer(help="Lists, resolves and describes recipes.", no_args_is_help=True)
 
@@ -37,10 +32,10 @@ def recipe_show(
     from pipeline import recipe as recipes
 
     resolved = recipes.load(recipe_path(recipe), overrides or [])
-    print(
-        json_text(recipes.to_dict(resolved, complete=True)) if as_json else recipes.to_toml(resolved),
-        end="",
-    )
+    if as_json:
+        json_output.print_json(recipes.to_dict(resolved, complete=True))
+    else:
+        print(recipes.to_toml(resolved), end="")
 
 
 @app.command("schema")
@@ -51,4 +46,4 @@ def recipe_schema() -> None:
     """
     from pipeline import recipe_schema
 
-    print(json_text(recipe_schema.schema()))
+    json_output.print_json(recipe_schema.schema())

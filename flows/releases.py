@@ -95,11 +95,16 @@ def render_releases(listing: dict[str, Any], workspace: Path) -> "RenderableType
     if measures := sorted({item["measure"] for item in sound if "fused" in item["systems"]}):
         notes.append(f"fused: mean {' or '.join(measures)} of the final order, each on its own recipe's test queries")
     if any("fused" not in item["systems"] for item in sound):
-        report = typed("report --judgments FILE --release RELEASE", workspace)
-        notes.append(f"– was not judged when it was made: {report} judges it")
+        notes.append(f"– {_not_judged('RELEASE', workspace)}")
     if any(item["carried_from"] for item in listing["releases"]):
         notes.append("* carried over from the release whose models were re-indexed")
     return Group(table, *map(Text, notes))
+
+
+def _not_judged(release: str, workspace: Path) -> str:
+    """The sentence on a release without figures, with the command that judges it."""
+    report = typed(f"report --judgments FILE --release {release}", workspace)
+    return f"was not judged when it was made: `{report}` judges it"
 
 
 def show(workspace: Path, name: str) -> dict[str, Any]:
@@ -126,16 +131,19 @@ def show(workspace: Path, name: str) -> dict[str, Any]:
     }
 
 
-def render_show(release: dict[str, Any]) -> "RenderableType":
+def render_show(release: dict[str, Any], workspace: Path) -> "RenderableType":
+    """A description of what `show` returns."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    systems = Table(title=release["measure"], box=None, title_justify="left")
-    systems.add_column("system")
-    systems.add_column("mean", justify="right")
-    for name, value in release["systems"].items():
-        systems.add_row(name, f"{value:.4f}")
+    systems: RenderableType = Text(f"The release {_not_judged(release['release'][:12], workspace)}.")
+    if release["systems"]:
+        systems = Table(title=release["measure"], box=None, title_justify="left")
+        systems.add_column("system")
+        systems.add_column("mean", justify="right")
+        for name, value in release["systems"].items():
+            systems.add_row(name, f"{value:.4f}")
     files = Table(title="files, all as they were written", box=None, title_justify="left")
     files.add_column("file")
     files.add_column("bytes", justify="right")

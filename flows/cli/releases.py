@@ -29,7 +29,7 @@ def releases_show(
     from flows import releases
 
     description = releases.show(existing(workspace), release)
-    show(description, as_json, releases.render_show(description))
+    show(description, as_json, releases.render_show(description, workspace))
 
 
 @app.command("export")

@@ -237,12 +237,16 @@ def test_the_release_is_one_like_any_other(quick: Path, tiny_world: Path, folder
     assert (entry["recipe"], entry["damaged"]) == ("quickstart", None)
     console = Console(file=io.StringIO(), width=140)
     console.print(listing.render_releases(listing.releases(quick), quick))
-    assert "– was not judged when it was made: relevance report" in console.file.getvalue()
+    assert "– was not judged when it was made: `relevance report" in console.file.getvalue()
     assert f"--workspace {quick}" in console.file.getvalue().replace("\n", "")
     described = listing.show(quick, "live")
     assert set(described["parts"]) == {"encoder", "lexical", "documents", "index", "fusion"}
-    assert listing.render_show(described)
     first = registry.open().fingerprint
+    console = Console(file=io.StringIO(), width=300)
+    console.print(listing.render_show(described, quick))
+    judging_it = f"report --judgments FILE --release {first[:12]} --workspace {quick}"
+    assert f"was not judged when it was made: `relevance {judging_it}` judges it." in console.file.getvalue()
+    assert "mean" not in console.file.getvalue(), "there is no empty table of measures"
 
     more = quickstart.quickstart([SourceConfig(path=str(tiny_world / "tiny"))], quick, ReadyMadeModels(**folders))
     assert more.live

@@ -21,8 +21,8 @@ class SourceConfig:
     """Folder or file, relative to `data.root`; an address of an object store, such as `s3://bucket/folder`; or for a
     database a SQLAlchemy URL, such as `sqlite:///shop.db?table=articles` (the table is `documents` by default)."""
     format: str = "auto"
-    """parquet, beir, trec, esci, wands, t2ranking, qbqtc, crowdflower, homedepot, thumbs, sql, qrels, python_api,
-    table; auto looks at the files. qrels is a TREC qrels file alone, by which a run can be judged."""
+    """parquet, beir, trec, esci, wands, t2ranking, qbqtc, crowdflower, homedepot, thumbs, text, sql, qrels,
+    python_api, table; auto looks at the files. qrels is a TREC qrels file alone, by which a run can be judged."""
     name: str = ""
     """Reported as a slice, and put before ids when a recipe has several sources; the folder's name when empty. Sources
     of one name are one collection: documents from a database, judgments from a folder."""

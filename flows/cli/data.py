@@ -56,6 +56,7 @@ def data_check(
         they, them = ("it is", "it") if unusable == 1 else ("they are", "them")
         raise InputError(
             f"{path}: {_rows(unusable)} cannot be used; {they} listed above, mend or drop {them}{check.hint(reports)}"
+            + (check.on_conflicts(reports) if recipe.data.conflicts == "error" else "")
         )
 
 

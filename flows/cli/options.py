@@ -28,7 +28,12 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Overrides a value of the recipe; may be repeated.")
 ]
 Columns = Annotated[
-    str, typer.Option(help="A table's columns: query=search_term,title=name,grade=relevance; see the recipe's keys.")
+    str,
+    typer.Option(
+        metavar="KEY=COLUMN,…",
+        help="Columns of a table whose names do not tell what they are. Keys: query, query_id, doc_id, title, text, "
+        "grade, split, position, clicked; another keeps a column of the documents.",
+    ),
 ]
 Labels = Annotated[
     str, typer.Option(help="The grade of each word in the column of grades: Exact=2,Partial=1,Irrelevant=0.")

@@ -56,9 +56,7 @@ def init(
     out: Annotated[
         Path, typer.Option(help="Recipe file to write; recipe.toml is named after the data, another after its file.")
     ] = Path(UNNAMED),
-    columns: Annotated[
-        str, typer.Option(help="A table's columns: query=search_term,title=name,grade=relevance; guessed if not given.")
-    ] = "",
+    columns: Columns = "",
     labels: Labels = "",
     as_json: Json = False,
 ) -> None:
@@ -237,7 +235,7 @@ def schedule(
 
 @app.command()
 def stages(
-    mermaid: Annotated[bool, typer.Option("--mermaid", help="Print the picture that the README shows.")] = False,
+    mermaid: Annotated[bool, typer.Option("--mermaid", help="Print the picture that flows/README.md shows.")] = False,
     as_json: Json = False,
 ) -> None:
     """Prints the graph of the stages: each kind of artifact, its inputs, the module that makes it and its section."""

@@ -187,6 +187,15 @@ def hint(reports: Sequence[DataReport]) -> str:
     return "; where the documents lie elsewhere, check the recipe that names both: `relevance data check RECIPE`"
 
 
+def on_conflicts(reports: Sequence[DataReport]) -> str:
+    """Advice on rows that grade a pair again and otherwise, which need not be mended; empty where there are none."""
+    count = sum(report.conflicts for report in reports)
+    if not count:
+        return ""
+    rows = "1 of these rows grades" if count == 1 else f"{count:,} of these rows grade"
+    return f'; {rows} a pair again: a recipe with data.conflicts = "mean", as `relevance init` writes it, averages them'
+
+
 def test_queries(reports: Sequence[DataReport], data: DataConfig, gate: GateConfig) -> str:
     """A sentence on judged queries that are too few for the gate to replace a live release; empty where they suffice.
 

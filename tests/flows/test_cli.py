@@ -407,6 +407,7 @@ def test_a_recipe_that_merges_grades_is_followed_by_check_and_report(copied: Tra
         judged = _run("report", "--judgments", recipe, "--workspace", copied.workspace, "--all", "--json")
         assert (checked.returncode, judged.returncode) == (code, code), checked.stderr + judged.stderr
         assert ("has grade 0 here and 1 before" in judged.stderr) == (rule == "error")
+        assert ("1 of these rows grades a pair again" in checked.stderr) == (rule == "error")
     assert '1 row would be merged, as data.conflicts = "mean" says' in checked.stdout
     assert "fused" in json.loads(judged.stdout)["systems"]
 

@@ -258,7 +258,7 @@ def test_every_kind_that_a_stage_takes_is_made_by_a_stage() -> None:
 
 
 def test_the_readme_has_the_picture_of_the_stages() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "flows" / "README.md").read_text(encoding="utf-8")
     block = re.search(r"<!-- stages -->\n(.*?)\n<!-- /stages -->", readme, re.DOTALL)
-    assert block, "README.md has no block <!-- stages -->"
-    assert block[1] == stages.mermaid(), "print it with `relevance stages --mermaid` and put it into README.md"
+    assert block, "flows/README.md has no block <!-- stages -->"
+    assert block[1] == stages.mermaid(), "print it with `relevance stages --mermaid` and put it into flows/README.md"

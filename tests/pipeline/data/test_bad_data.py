@@ -102,6 +102,11 @@ def wands(folder: Path, label: str) -> None:
     (folder / "label.csv").write_text(f"id\tquery_id\tproduct_id\tlabel\n0\t0\t0\tExact\n1\t0\t0\t{label}\n")
 
 
+def text_file(folder: Path, content: bytes) -> None:
+    (folder / "notes").mkdir(parents=True)
+    (folder / "notes" / "a.txt").write_bytes(content)
+
+
 def homedepot(folder: Path, relevance: str) -> None:
     folder.mkdir(parents=True)
     head = '"id","product_uid","product_title","search_term","relevance"'
@@ -127,6 +132,10 @@ UNREADABLE: dict[str, tuple[Callable[[Path], None], str]] = {
     "wrong head of a TSV": (
         lambda folder: beir(folder, head="qid\tdid\tscore"),
         r"test\.tsv: has no column 'query-id', 'corpus-id'; its first line has \['qid', 'did', 'score'\]",
+    ),
+    "text file that is not UTF-8": (
+        lambda folder: text_file(folder, b"K\xe4se"),
+        r"notes/a\.txt, byte 1: 0xe4 is not UTF-8; convert the file",
     ),
     "row of another width": (lambda folder: beir(folder, grades=("1\textra",)), r"test\.tsv, line 3: has 4 fields"),
 }
@@ -192,6 +201,7 @@ FAULTY: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda folder: parquet(folder, judgments__query_id=["q2"]),
         "judgments, row 1: query_id 'q2' is not among the queries",
     ),
+    "NUL in a text file": (lambda folder: text_file(folder, b"a\0b"), "documents, notes/a.txt: text contains a NUL"),
     "one id twice": (
         lambda folder: parquet(
             folder, documents__doc_id=["d1", "d1"], documents__title=["a", "b"], documents__text=["", ""]
@@ -303,7 +313,7 @@ def test_a_json_line_of_another_shape_is_named(tmp_path: Path, line: str, messag
 
 
 def test_nothing_that_is_known_lists_what_was_looked_for(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "notes.pdf").write_text("hello")
     with pytest.raises(MissingError, match=r"(?s)looked for.*parquet: documents\.parquet.*homedepot: train\.csv"):
         sources.read(SourceConfig(path=str(tmp_path)), Path())
 

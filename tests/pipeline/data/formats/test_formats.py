@@ -160,6 +160,17 @@ def homedepot(folder: Path) -> None:
     )
 
 
+def text_files(folder: Path) -> None:
+    lines(folder / "guide" / "install.md", "# Install it #", "", "Unpack the archive.", "", "# Then", "Run it.")
+    lines(folder / "guide" / "old.rst", "Older versions", "==============", "", "Keep two of them.", end="\r\n")
+    lines(folder / "blog.markdown", "---", 'title: "Nine lives"', "tags: [cat]", "---", "A cat has nine.")
+    lines(folder / "käse.TXT", "# no title", "Gouda")
+    lines(folder / "notes.txt", "milk", "bread")
+    lines(folder / "empty.md")
+    lines(folder / "logo.svg", "<svg/>")
+    lines(folder / ".git" / "description.txt", "hidden")
+
+
 WRITERS: dict[str, Callable[[Path], None]] = {
     "parquet": ours,
     "beir": beir,
@@ -170,6 +181,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "qbqtc": qbqtc,
     "crowdflower": crowdflower,
     "homedepot": homedepot,
+    "text": text_files,
 }
 
 
@@ -443,6 +455,34 @@ def test_home_depot_saved_as_utf_8_is_read_as_that(tmp_path: Path) -> None:
     file.write_text(file.read_text(encoding="latin-1"), encoding="utf-8-sig")
     source = sources.read(SourceConfig(path=str(file)), Path())
     assert source.documents["title"][1].as_py() == 'BEHR Premium 1-gal. #SC-141 café "Tugboat" Stain'
+
+
+def test_a_folder_of_texts_has_a_document_for_each_file(tmp_path: Path) -> None:
+    source = read(tmp_path, "text")
+    assert rows(source, "doc_id", "title", "text") == [
+        ("blog.markdown", "Nine lives", "A cat has nine."),
+        ("empty.md", "empty", ""),
+        ("guide/install.md", "Install it", "Unpack the archive.\n\n# Then\nRun it."),
+        ("guide/old.rst", "Older versions", "Keep two of them."),
+        ("käse.TXT", "no title", "Gouda"),
+        ("notes.txt", "notes", "milk\nbread"),
+    ]
+    assert (source.queries.num_rows, source.judgments.num_rows) == (0, 0)
+
+
+def test_a_text_that_moves_is_another_document(tmp_path: Path) -> None:
+    before = read(tmp_path, "text").digest
+    (tmp_path / "guide" / "old.rst").rename(tmp_path / "old.rst")
+    assert sources.find(SourceConfig(path=str(tmp_path)), Path()).digest != before
+
+
+@pytest.mark.parametrize("other", ["table.csv", "deep/rows.jsonl", "qrels.test.txt", "judged.txt"])
+def test_texts_beside_tables_are_read_only_when_named(tmp_path: Path, other: str) -> None:
+    text_files(tmp_path)
+    lines(tmp_path / other, "q1 0 d1 2" if other.endswith("txt") else '{"a": "b"}')
+    with pytest.raises(InputError, match=r"text: a folder of \.txt, .*; only when named"):
+        sources.find(SourceConfig(path=str(tmp_path)), Path())
+    assert sources.read(SourceConfig(path=str(tmp_path), format="text"), Path()).documents.num_rows >= 6
 
 
 def store(path: Path, rows: Iterable[tuple[object, ...]], table: str = "documents") -> None:

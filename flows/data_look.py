@@ -86,7 +86,6 @@ def look(path: str, columns: Mapping[str, str] | None = None, labels: Mapping[st
     """
     import numpy as np
     import pandas as pd
-    import torch
 
     from pipeline.config import SourceConfig
     from pipeline.data import check, validation
@@ -96,6 +95,8 @@ def look(path: str, columns: Mapping[str, str] | None = None, labels: Mapping[st
     written = [_written(config) for config in configs]
     typed = SourceConfig(path=path) if named.is_recipe(path) else replace(configs[0], path=path)
     usable = _usable(read, configs, typed)
+    import torch  # Its seconds come when the data is known to be there.
+
     rows = usable.judgments.select(["query_id", "doc_id", "grade"]).to_pandas()
     texts = {
         "query": read.queries["text"],

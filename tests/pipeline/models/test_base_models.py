@@ -65,6 +65,8 @@ def test_a_mistyped_package_is_answered_with_the_installed_ones_that_hold_a_mode
         "package:tiny-wieghts: no package of this name is installed; did you mean package:tiny-weights? "
         "Installed packages with a model: package:tiny-weights"
     )
+    assert "did you mean package:tiny-weights?" in packaged_models.advice("maker/Tiny_weights-v2")
+    assert "did you mean" not in packaged_models.advice("maker-of-tiny-weights/large-reranker")
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(MissingError, match="no installed package holds a model; give the folder of one"):
         packaged_models.inside("tiny-wieghts")

@@ -97,10 +97,23 @@ def check_weights(root: Path, name: str = "model.safetensors") -> None:
     pickles = sorted(path.name for path in root.glob("*.bin"))
     if pickles:
         raise ConfigError(
-            f"{root}: its weights are {', '.join(pickles[:3])}, a format that can run code when it is read; convert "
-            "it where you trust the file: AutoModel.from_pretrained(FOLDER).save_pretrained(FOLDER) writes safetensors"
+            f"{root}: its weights are {', '.join(pickles[:3])}, a format that can run code when it is read; where you "
+            f"trust it, {_conversion(root)} writes safetensors"
         )
     raise MissingError(f"{root}: holds no {name}; give the whole model")
+
+
+def _conversion(root: Path) -> str:
+    """The Python expression that writes pickled weights as safetensors with all their heads.
+
+    AutoModel would leave out the head of a cross-encoder. Of a module of sentence-transformers, which is no model of
+    transformers, the expression writes all modules into a new folder.
+    """
+    architecture = next(iter(value_of(read_object(root / "config.json"), "architectures", list, root) or ()), "")
+    if isinstance(architecture, str) and architecture.isidentifier():
+        folder = json.dumps(str(root.resolve()))
+        return f"transformers.{architecture}.from_pretrained({folder}).save_pretrained({folder})"
+    return 'SentenceTransformer(FOLDER).save("NEW")'
 
 
 def _listed_parts(index: Path) -> list[str]:

@@ -1,16 +1,18 @@
 """Folders of ready-made models that are damaged, half there, or say of themselves what cannot be: each is refused."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import ConfigError, InputError, MissingError
-from pipeline.models import import_stage
+from pipeline.models import import_stage, model_files
 from pipeline.models.ready_made_files import ReadyMadeOptions
 from tests.pipeline.models.test_ready_made import body
 
@@ -210,3 +212,29 @@ def test_a_damaged_model_is_refused_and_nothing_is_made(case: str, tmp_path: Pat
         import_stage.encoder(tmp_path / "workspace", str(folder), ReadyMadeOptions())
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "workspace").rglob("manifest.json"))
+
+
+def test_what_converts_pickled_weights_keeps_the_head(tmp_path: Path) -> None:
+    folder = body(tmp_path / "ranker", "bert", head=1)
+    before = load_file(folder / "model.safetensors")
+    torch.save(before, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ConfigError) as raised:
+        model_files.check_files(folder)
+    converted = re.search(
+        r"transformers\.(\w+)\.from_pretrained\((\"[^\"]+\")\)\.save_pretrained\(\2\)", str(raised.value)
+    )
+    assert converted, raised.value
+    where = json.loads(converted[2])
+    getattr(transformers, converted[1]).from_pretrained(where).save_pretrained(where)
+    model_files.check_files(folder)
+    after = load_file(folder / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_pickled_weights_of_a_module_are_converted_by_sentence_transformers(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"in_features": 4, "out_features": 2}')
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(ConfigError, match=r'SentenceTransformer\(FOLDER\)\.save\("NEW"\) writes safetensors'):
+        model_files.check_weights(tmp_path)

@@ -176,7 +176,7 @@ def _with_usual_columns(source: SourceConfig) -> SourceConfig:
 def with_columns(source: SourceConfig, contents: "Contents | None") -> SourceConfig:
     """The source with a column map if it is a single table: the given map, or the one that fits its columns best.
 
-    For judgments, keys that the given map leaves out are guessed too.
+    Keys that the given map leaves out are guessed too for judgments, and for documents of which it names no text.
 
     Args:
         contents: what the table holds, which decides the keys that the map needs; None leaves it to the columns, see
@@ -196,7 +196,7 @@ def with_columns(source: SourceConfig, contents: "Contents | None") -> SourceCon
     columns = dict(source.columns)
     if contents is None:
         columns, contents = column_advice.fitted(columns, list(samples))
-    elif not columns or contents == "judgments":  # A re-index keeps to the texts that its map names.
+    elif contents == "judgments" or not {"title", "text"} & set(columns):  # A re-index keeps to the texts of its map.
         columns = column_advice.completed(columns, list(samples), contents)
     if not columns and (problem := column_advice.separator(list(samples))):
         raise SchemaError(f"{shown}: {problem}")
@@ -204,7 +204,8 @@ def with_columns(source: SourceConfig, contents: "Contents | None") -> SourceCon
         first_line = f"\n  {column_advice.FIRST_LINE}" if not columns and "://" not in source.path else ""
         raise SchemaError(f"{shown}: {problem}{first_line}{_other_way(source, columns, contents)}")
     if columns != dict(source.columns):
-        log.info("%s: %s", shown, _as_read(columns, list(samples), "--columns"))
+        kept = _to_filter_by(columns, list(samples)) if contents == "documents" else ""
+        log.info("%s: %s%s", shown, _as_read(columns, list(samples), "--columns"), kept)
     return replace(source, columns=columns)
 
 
@@ -232,6 +233,15 @@ def _as_read(columns: Mapping[str, str], names: Sequence[str], key: str) -> str:
     left = f" (not read: {text.printable(', '.join(unread[:most]))}{more})" if unread else ""
     log_of = " (a click log)" if "clicked" in columns else ""
     return f"columns read as {option_text.option(columns)}{log_of}; {key} names others{left}"
+
+
+def _to_filter_by(columns: Mapping[str, str], names: Sequence[str]) -> str:
+    """The words on keeping a column that a guessed map of documents leaves out; empty where there is none."""
+    from pipeline.data.formats import column_map, option_text
+
+    free = (name for name in names if name.strip() and name not in columns.values())
+    name = next((name for name in free if not column_map.role_meant(name, column_map.ROLES)), "")
+    return f"; to filter by one, keep it: {option_text.option({name: name})}" if name else ""
 
 
 def _samples(source: SourceConfig, *, known_first: bool = False) -> dict[str, str]:

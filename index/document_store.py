@@ -211,8 +211,7 @@ class DocumentStore:
                 parts.append(segment.living(np.array(numbers, np.int64)))
             rows = np.unique(np.concatenate(parts))
             if not len(rows) and not any(segment.has_field(field_name) for segment in self._segments):
-                known = ", ".join(self.fields()) or "none"
-                raise MissingError(f"no document has a field '{field_name[:100]}'; there are: {known}")
+                raise MissingError(unknown_field(field_name, self.fields()))
             rows.flags.writeable = False
             if rows.nbytes + ROWS_BYTES <= FILTER_BYTES:
                 with self._looking:
@@ -255,6 +254,12 @@ def _stats(artifact: Artifact) -> CorpusStats:
     ((documents, empty, duplicates),) = reader.all(STATS)
     reader.close()
     return CorpusStats(documents=documents, empty=empty, duplicates=duplicates)
+
+
+def unknown_field(name: str, known: Sequence[str]) -> str:
+    """The message that no document has a field, with the fields that there are, or how documents come to have some."""
+    advice = "none; `relevance quickstart` and `relevance reindex` keep a column by --columns FIELD=COLUMN"
+    return f"no document has a field '{name[:100]}'; there are: {', '.join(known) or advice}"
 
 
 def value_text(value: Any) -> str:

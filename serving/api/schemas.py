@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo
 
 from serving.errors import BodyTooLargeError, InvalidRequestError
 
+OTHER_NAMES = dict.fromkeys(("limit", "k", "top_k", "topk", "size", "n", "count", "num_results", "per_page"), "top_n")
+"""Names of fields in other search engines and the field here."""
 SHOWN_NAME = 40
 """Characters of a client's name for a field that a message shows."""
 
@@ -90,7 +92,8 @@ def check_names(given: Iterable[str], known: Iterable[str]) -> None:
     unknown = next((name for name in given if name not in known), None)
     if unknown is None:
         return
-    near = difflib.get_close_matches(unknown[:SHOWN_NAME], known, 1, 0.5)
+    same = OTHER_NAMES.get(unknown.lower(), "")
+    near = [same] if same in known else difflib.get_close_matches(unknown[:SHOWN_NAME], known, 1, 0.5)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
     raise InvalidRequestError(f"{unknown[:SHOWN_NAME]!r} is not known; {hint}")
 

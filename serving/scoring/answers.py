@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from index.document_store import Document, filter_values
+from index.document_store import Document, filter_values, unknown_field
 from index.hits import Hit
 from index.term_marks import QueryTerms, Span
 from pipeline.features import Fusion
@@ -244,8 +244,7 @@ def check_known(names: Iterable[str], known: Sequence[str]) -> None:
     """Raises InvalidRequestError for a name that is not one of the known fields, naming those there are."""
     unknown = [name for name in names if name not in known]
     if unknown:
-        listed = ", ".join(known) or "none"
-        raise InvalidRequestError(f"no document has a field '{unknown[0][:100]}'; there are: {listed}")
+        raise InvalidRequestError(unknown_field(unknown[0], known))
 
 
 def facets(names: Iterable[str], documents: Iterable[Document], deadline: Deadline) -> dict[str, dict[str, int]]:

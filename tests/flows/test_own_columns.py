@@ -223,7 +223,10 @@ def test_an_empty_path_is_not_the_working_folder(path: str, tmp_path: Path) -> N
             use()
 
 
-@pytest.mark.parametrize(("names", "unread"), [("sku,headline,blurb", " (not read: blurb)"), ("id,title,text", "")])
+@pytest.mark.parametrize(
+    ("names", "unread"),
+    [("sku,headline,blurb", " (not read: blurb); to filter by one, keep it: blurb=blurb"), ("id,title,text", "")],
+)
 def test_a_guess_names_the_columns_that_it_does_not_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, names: str, unread: str
 ) -> None:
@@ -262,6 +265,22 @@ def test_a_table_of_anything_keeps_a_map_that_suffices_and_has_another_completed
 ) -> None:
     file = table(tmp_path / "any.csv", names, ",".join("1" * (names.count(",") + 1)))
     assert sources.of_any_data(file, columns=given)[0].columns == (given if columns is None else columns)
+
+
+def test_a_map_of_documents_that_names_no_text_is_completed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = table(tmp_path / "items.csv", "sku,title,description,tags,brand,query")
+    caplog.set_level("INFO")
+    guessed = {"doc_id": "sku", "title": "title", "text": "description"}
+    assert sources.of_documents([file])[0].columns == guessed
+    assert caplog.messages[-1].endswith("(not read: tags, brand, query); to filter by one, keep it: tags=tags")
+    assert sources.of_documents([file], columns={"tags": "tags"})[0].columns == {"tags": "tags", **guessed}
+    kept = {"title": "title", "brand": "brand"}
+    assert sources.of_documents([file], columns=kept)[0].columns == kept
+    assert sources.of_documents([table(tmp_path / "all.csv", "sku,title,query")])[0].columns == {
+        "doc_id": "sku",
+        "title": "title",
+    }
+    assert "to filter" not in caplog.messages[-1], "the key query would not keep a column"
 
 
 def test_a_recipe_s_sources_keep_their_maps(tmp_path: Path) -> None:

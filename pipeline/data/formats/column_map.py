@@ -79,6 +79,12 @@ def roles(keys: Collection[str]) -> tuple[str, ...]:
     return (*ROLES, *clicks.ROLES) if "clicked" in keys else ROLES
 
 
+def role_meant(key: str, known: Collection[str]) -> str:
+    """The role, one of those known, that a key looks like a misspelling or another name of; empty for any other key."""
+    usual = [role for role, names in SYNONYMS.items() if key in names]
+    return next(iter(usual or difflib.get_close_matches(key, known, 1, 0.75)), "")
+
+
 def files_of(path: Path) -> list[Path]:
     """The table files that a path means: itself, those of a folder, or those that match its last part."""
     if path.is_file():

@@ -11,7 +11,6 @@ not name are made from the texts. Unmapped columns are not read; any other key k
 With `clicked` the rows are a click log, from which `pipeline.data.clicks` makes the judgments.
 """
 
-import difflib
 import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -38,9 +37,9 @@ from pipeline.data.formats import (
 from pipeline.data.formats.column_map import (
     JSON_LINES,
     SUFFIXES,
-    SYNONYMS,
     delimiter_of,
     files_of,
+    role_meant,
     roles,
     samples_of,
 )
@@ -318,12 +317,11 @@ def _check_keys(names: set[str], shown: str) -> None:
     """
     known = roles(names)
     for key in sorted(names - set(known)):
-        meant = [role for role, usual in SYNONYMS.items() if key in usual]
-        meant = meant or difflib.get_close_matches(key, known, 1, 0.75)
-        if meant and meant[0] not in names:
+        meant = role_meant(key, known)
+        if meant and meant not in names:
             raise ConfigError(
                 f"{shown}: columns has the key '{key}', which is none of {', '.join(known)}; did you mean "
-                f"'{meant[0]}'? A key that only keeps a column of the documents needs another name"
+                f"'{meant}'? A key that only keeps a column of the documents needs another name"
             )
 
 

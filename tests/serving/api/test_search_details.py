@@ -251,6 +251,8 @@ def test_an_unknown_key_of_a_search_names_the_nearest(client: TestClient) -> Non
     refused(client.post("/search", json={"query": "q", "filter": {"year": 1}}), "'filter' is not known; did you mean")
     refused(client.post("/search", json={"query": "q", "topn": 3}), "did you mean top_n?")
     refused(client.get("/search", params={"q": "q", "topn": 3}), "did you mean top_n?")
+    refused(client.post("/search", json={"query": "q", "limit": 3}), "'limit' is not known; did you mean top_n?")
+    refused(client.get("/search", params={"q": "q", "size": 3}), "'size' is not known; did you mean top_n?")
     refused(client.post("/search", json={"query": "q", "z" * 500: 3}), "there are query, top_n")
     refused(client.post("/search", json={"query": "q", "lists": ["best"]}), "lists[0]")
     refused(client.post("/search", json={"query": "q", "fields": ["a"] * 2}), "twice")

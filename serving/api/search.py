@@ -21,6 +21,9 @@ MAX_FILTER_VALUES = 1000
 MAX_QUERY_CHARS = 100_000
 """Characters of a query; a longer one is refused, not cut. One of four megabytes took 32 times its size in memory."""
 
+MOST_EXACT = 2**53
+"""Up to it every whole number is exact as a float. The parser makes a float of a whole number of more than 64 bits."""
+
 DEFAULT_LENGTH = 10
 """Length of each list where the request names none."""
 
@@ -43,6 +46,10 @@ def _as_values(value: Any) -> Any:
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(item, Value) for item in values):
         raise ValueError("a filter is a text, a number, true or false, or a list of these")
+    if any(isinstance(item, float) and abs(item) > MOST_EXACT for item in values):
+        raise ValueError(
+            "a number of more than 64 bits, or above 2^53 and with a fraction, is rounded when it is read; send a text"
+        )
     return values
 
 

@@ -229,6 +229,15 @@ def test_numbers_are_compared_by_value_whatever_their_type(
         assert store.rows_where({"n": [5]}).tolist() == store.rows_where({"n": ["5"]}).tolist() != []
 
 
+def test_whole_numbers_of_any_length_are_compared_exactly(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
+    numbers = [2**64 - 1, 2**64, 2**64 + 1, 2**53, 2**53 + 1]
+    column = pa.array([Decimal(number) for number in numbers], pa.decimal128(20, 0))
+    data = make_data(["x"] * len(numbers), columns={"n": column})
+    store = DocumentStore.load(documents.make(tmp_path, data=data).path)
+    for row, number in enumerate(numbers):
+        assert store.rows_where({"n": [number]}).tolist() == store.rows_where({"n": [str(number)]}).tolist() == [row]
+
+
 def test_stats_count_empty_and_repeated_documents(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
     artifact = documents.make(tmp_path, data=make_data(["a", "", " \n", "a", "b", "a"]))
     stats = DocumentStore.load(artifact.path).stats()

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.cli import surroundings
 from flows.cli.options import Columns, Json, Labels, Set, any_data, console, show
 from pipeline.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from pipeline.config import SourceConfig
 
-Source = Annotated[str, typer.Argument(help="Folder, file or SQLAlchemy URL.")]
+Source = Annotated[str, typer.Argument(help="Folder, file or SQLAlchemy URL.", callback=surroundings.check_data)]
 NewFolder = Annotated[Path, typer.Argument(help="Folder to make; one that is there must be empty.")]
 
 app = typer.Typer(help="Checks, converts and splits judged data.", no_args_is_help=True)
@@ -19,7 +20,12 @@ app = typer.Typer(help="Checks, converts and splits judged data.", no_args_is_he
 
 @app.command("check")
 def data_check(
-    path: Annotated[str, typer.Argument(help="Folder, file or SQLAlchemy URL; or a recipe, for all its sources.")],
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="Folder, file or SQLAlchemy URL; or a recipe, for all its sources.", callback=surroundings.check_data
+        ),
+    ],
     format: Annotated[str, typer.Option(help="Format of the source; auto looks at the files.")] = "auto",
     columns: Columns = "",
     labels: Labels = "",

@@ -39,7 +39,12 @@ Labels = Annotated[
     str, typer.Option(help="The grade of each word in the column of grades: Exact=2,Partial=1,Irrelevant=0.")
 ]
 Json = Annotated[bool, typer.Option(json_output.OPTION, help="Print one JSON object, for a machine.")]
-Recipe = Annotated[str, typer.Argument(help="A TOML file, or a built-in recipe such as demo or homedepot.")]
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        help="A TOML file, or a built-in recipe such as demo or homedepot.", callback=surroundings.check_recipe
+    ),
+]
 Release = Annotated[str, typer.Option(help="live, previous, or the first digits of a release.")]
 Format = Annotated[str, typer.Option(help="Format of the data; auto looks at the files.")]
 DEFAULT_WORKSPACE = command_line.DEFAULT_WORKSPACE

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.cli import surroundings
 from flows.cli.model_options import ModelOptions, with_model_options
 from flows.cli.options import (
     DEFAULT_WORKSPACE,
@@ -79,7 +80,10 @@ def serve(
 @app.command()
 @with_model_options
 def quickstart(
-    documents: Annotated[list[str], typer.Argument(help="Folders, files or SQLAlchemy URLs of the documents.")],
+    documents: Annotated[
+        list[str],
+        typer.Argument(help="Folders, files or SQLAlchemy URLs of the documents.", callback=surroundings.check_data),
+    ],
     models: ModelOptions,
     workspace: WrittenWorkspace = DEFAULT_WORKSPACE,
     format: Format = "auto",

@@ -5,8 +5,11 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
+from typing import TypeVar
 
 from pipeline.errors import ConfigError, InputError, MissingError
+
+Data = TypeVar("Data", str, list[str])
 
 _new_workspaces: list[Path] = []
 
@@ -95,6 +98,32 @@ def remove_unused_workspaces() -> None:
         from pipeline import locks
 
         locks.remove_if_unused(workspace)
+
+
+def check_recipe(name: str) -> str:
+    """A recipe's name, after a check that there is one, before anything heavy is imported.
+
+    Raises:
+        ConfigError, MissingError: see `built_in_recipes.recipe_path`.
+    """
+    from flows.built_in_recipes import recipe_path
+
+    recipe_path(name)
+    return name
+
+
+def check_data(paths: Data) -> Data:
+    """The path of data, or several, after a check that a file or folder is there, before anything heavy is imported.
+
+    An address and a pattern of files are left to their readers, which look at what they mean.
+
+    Raises:
+        MissingError: nothing is there.
+    """
+    for path in [paths] if isinstance(paths, str) else paths:
+        if path and not ("://" in path or set(path) & set("*?[") or Path(path).exists()):
+            raise MissingError(f"{path}: no such file or folder")
+    return paths
 
 
 def torchrun_rank() -> int | None:

@@ -39,11 +39,13 @@ def demo(
 
     After installation it takes about six minutes on two quiet cores, ten to twenty on busy ones.
     """
-    from flows import demo as flow
-    from flows import summary
     from pipeline import recipe as recipes
 
-    card = flow.run(recipes.load(RECIPES / "demo.toml", overrides or []), workspace)
+    loaded = recipes.load(RECIPES / "demo.toml", overrides or [])
+    from flows import demo as flow
+    from flows import summary
+
+    card = flow.run(loaded, workspace)
     show(card, as_json, summary.render(card, workspace))
 
 
@@ -51,7 +53,10 @@ def demo(
 def init(
     data: Annotated[
         str,
-        typer.Argument(help="Folder, file or SQLAlchemy URL of documents, queries and grades; or a recipe of several."),
+        typer.Argument(
+            help="Folder, file or SQLAlchemy URL of documents, queries and grades; or a recipe of several.",
+            callback=surroundings.check_data,
+        ),
     ],
     out: Annotated[
         Path, typer.Option(help="Recipe file to write; recipe.toml is named after the data, another after its file.")
@@ -87,15 +92,17 @@ def retrain(
     as_json: Json = False,
 ) -> None:
     """Trains, distils, exports, indexes and judges; publishes a release and promotes it if the gate agrees."""
-    from flows import retrain as chain
-    from flows import summary
     from pipeline import recipe as recipes
 
     path = recipe_path(recipe)
+    loaded = recipes.load(path, overrides or [])
+    from flows import retrain as chain
+    from flows import summary
+
     if check:
         from flows import runner, training
 
-        checked = training.check(recipes.load(path, overrides or []), runner.Runner(workspace))
+        checked = training.check(loaded, runner.Runner(workspace))
         show({"checked": checked}, as_json, "\n".join(map(_marked, checked)))
         return
     if _has_prefect_server():
@@ -105,7 +112,7 @@ def retrain(
         schedules.check_server()
         outcome = prefect_flows.retrain(path, overrides or [], workspace, promote=not no_promote)
     else:
-        outcome = chain.retrain(recipes.load(path, overrides or []), workspace, promote=not no_promote)
+        outcome = chain.retrain(loaded, workspace, promote=not no_promote)
     card = summary.make(outcome, workspace)
     show(card, as_json, summary.render(card, workspace))
     if not outcome.live and not no_promote:
@@ -126,11 +133,13 @@ def ablate(
 
     The grid is the recipe's section ablation: --set 'ablation.sets=["hard", "soft+margin", "all"]'.
     """
-    from flows import ablate as flow
     from pipeline import recipe as recipes
+
+    loaded = recipes.load(recipe_path(recipe), overrides or [])
+    from flows import ablate as flow
     from pipeline.evaluation import ablation
 
-    artifact = flow.ablate(recipes.load(recipe_path(recipe), overrides or []), workspace)
+    artifact = flow.ablate(loaded, workspace)
     results = flow.read(artifact)
     show(results, as_json, ablation.card(results))
     if not as_json:
@@ -152,11 +161,12 @@ def study(
 
     The forms are the recipe's section study: --set 'study.methods=["depth-2", "tinybert"]' --set study.seeds=3.
     """
-    from flows import study as flow
     from pipeline import recipe as recipes
-    from pipeline.evaluation import study as evaluation
 
     loaded = recipes.load(recipe_path(recipe), overrides or [])
+    from flows import study as flow
+    from pipeline.evaluation import study as evaluation
+
     if list_ways:
         methods = flow.catalogue(loaded)
         width = max(len(method["name"]) for method in methods) + 2
@@ -205,7 +215,9 @@ def export(
 
 @app.command()
 def schedule(
-    recipe: Annotated[str, typer.Argument(help="Recipe whose cron lines are served.")],
+    recipe: Annotated[
+        str, typer.Argument(help="Recipe whose cron lines are served.", callback=surroundings.check_recipe)
+    ],
     judgments: Annotated[str, typer.Option(help="Judged queries of the scheduled report.")] = "",
     documents: Annotated[
         list[str] | None, typer.Option(help="Documents of the scheduled re-index; may be repeated.")

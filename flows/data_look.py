@@ -11,6 +11,7 @@ from flows import sources as named
 from flows.languages import language
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.secrets import hide_passwords
+from pipeline.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,8 +155,8 @@ def _collection(
     if len(collections) != 1:
         names = ", ".join(collection.name for collection in collections) or "none"
         raise ConfigError(
-            f"{path}: its sources are {len(collections)} collections ({names}), and a recipe is written for one; give "
-            "sources of documents and judgments that belong together one `name`"
+            f"{path}: its sources are {counted(len(collections), 'collection')} ({names}), and a recipe is written for "
+            "one; give sources of documents and judgments that belong together one `name`"
         )
     return [config for config, _ in read], collections[0]
 
@@ -189,13 +190,13 @@ def _usable(read: "Source", configs: "Sequence[SourceConfig]", typed: "SourceCon
         if not read.documents.num_rows and not read.queries.num_rows:
             raise SchemaError(f"{shown}: has no rows; a recipe needs graded pairs or clicks to learn from")
         raise SchemaError(
-            f"{shown}: has {read.documents.num_rows:,} documents and {read.queries.num_rows:,} queries but no "
-            "judgments; a recipe needs graded pairs or clicks to learn from"
-            + (f"\n  {data_advice.without_judgments(configs[0])}" if read.documents.num_rows else "")
+            f"{shown}: has {counted(read.documents.num_rows, 'document')} and "
+            f"{counted(read.queries.num_rows, 'query')} but no judgments; a recipe needs graded pairs or clicks to "
+            "learn from" + (f"\n  {data_advice.without_judgments(configs[0])}" if read.documents.num_rows else "")
         )
     if not read.documents.num_rows:
         raise SchemaError(
-            f"{shown}: has {read.judgments.num_rows:,} judgments, and no texts of their documents\n  "
+            f"{shown}: has {counted(read.judgments.num_rows, 'judgment')}, and no texts of their documents\n  "
             + data_advice.ways_to_join(configs[0], configs[0].columns)
         )
     if read.advice:
@@ -242,8 +243,10 @@ def _too_few(queries: "pa.Table", judged: "pd.DataFrame", *, logged: bool) -> st
     if logged:
         wanted = f"take a longer log, as clicks judge only what was seen often, or {wanted}"
     if empty:
-        return f"{count:,} judged queries are too few: {' and '.join(sorted(empty))} would get none; {wanted}"
-    return f"{count:,} judged queries are few; {wanted}" if count < LEAST_QUERIES else ""
+        return (
+            f"{counted(count, 'judged query', 'are')} too few: {' and '.join(sorted(empty))} would get none; {wanted}"
+        )
+    return f"{counted(count, 'judged query', 'are')} few; {wanted}" if count < LEAST_QUERIES else ""
 
 
 def _most(values: Any) -> float:

@@ -30,6 +30,7 @@ from pipeline.errors import ArtifactError, ConflictError, RelevanceError
 from pipeline.manifest import Manifest
 from pipeline.release_parts import models_digest
 from pipeline.releases import Releases
+from pipeline.text import counted
 from serving.process.metrics_folder import remove_abandoned
 
 if TYPE_CHECKING:
@@ -289,7 +290,9 @@ def render(result: dict[str, Any]) -> "RenderableType":
 
     if not result["items"]:
         return Text("nothing to remove")
-    items = f"{len(result['items'])} items ({result['bytes'] / 2**20:.1f} MiB, shared files counted each time)"
+    items = (
+        f"{counted(len(result['items']), 'item')} ({result['bytes'] / 2**20:.1f} MiB, shared files counted each time)"
+    )
     title = f"{items} were removed" if result["removed"] else f"{items} would be removed; --yes removes them"
     table = Table("path", "reason", "MiB", title=title, title_justify="left", box=None)
     temporaries = [item for item in result["items"] if item["reason"] == TEMPORARY]

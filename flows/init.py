@@ -23,7 +23,7 @@ from pipeline.data.formats.option_text import toml_key
 from pipeline.errors import ConfigError
 from pipeline.secrets import hide_passwords, secrets_as_variables
 from pipeline.temporary import temporary_file
-from pipeline.text import printable
+from pipeline.text import counted, printable
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +61,9 @@ def recipe(seen: Look, name: str) -> str:
     """The text of a recipe with a comment beside each choice."""
     shown = printable(hide_passwords(" + ".join(source["path"] for source in seen.sources)))
     head = [
-        f"# Written by `relevance init DATA` for {shown} ({seen.format}): {seen.documents:,} documents,",
-        f"# {seen.judged_queries:,} judged queries, {seen.judgments:,} judgments of {seen.grades} grades, "
-        f"a median of {seen.list_length:g} a query. Change what you know better.",
+        f"# Written by `relevance init DATA` for {shown} ({seen.format}): {counted(seen.documents, 'document')},",
+        f"# {counted(seen.judged_queries, 'judged query')}, {counted(seen.judgments, 'judgment')} of "
+        f"{counted(seen.grades, 'grade')}, a median of {seen.list_length:g} a query. Change what you know better.",
         *([f"# Note: {seen.too_few}."] if seen.too_few else []),
         f"name = {_quoted(name)}",
         "",
@@ -86,11 +86,15 @@ def _data(seen: Look) -> list[str]:
         "# A source more of the same `name` adds another table of this collection: documents, or more judgments.",
         *_listed("sources", [_inline(source) for source in written]),
         *_left_out(seen),
-        *([f"# {seen.equal:,} judgments equal an earlier one of their pair and count once."] if seen.equal else []),
+        *(
+            [f"# Judgments that equal an earlier one of their pair and count once: {seen.equal:,}."]
+            if seen.equal
+            else []
+        ),
         'splits = "hash" # cut by a hash of the query, so that one query never stands on two sides',
         'conflicts = "mean" # a pair that was judged twice gets the mean',
-        f"valid_share = {valid:.2f} # about {round(valid * seen.judged_queries)} queries choose and fuse",
-        f"test_share = {test:.2f} # about {round(test * seen.judged_queries)} queries judge; {tests}",
+        f"valid_share = {valid:.2f} # about {counted(round(valid * seen.judged_queries), 'query')} to choose and fuse",
+        f"test_share = {test:.2f} # about {counted(round(test * seen.judged_queries), 'query')} to judge; {tests}",
         "",
     ]
 
@@ -116,7 +120,8 @@ def _left_out(seen: Look) -> list[str]:
     if not seen.unusable:
         return []
     return [
-        f"# {seen.unusable:,} rows cannot be used and are left out: {printable(seen.reasons)}.",
+        f"# {counted(seen.unusable, 'row')} cannot be used and {'is' if seen.unusable == 1 else 'are'} left out: "
+        f"{printable(seen.reasons)}.",
         'faulty_rows = "drop" # "error" once they are mended; `relevance data check RECIPE` lists them all',
     ]
 
@@ -330,8 +335,8 @@ def write(
         log.warning("%s: %s", hide_passwords(path), seen.too_few)
     if seen.unusable:
         check = typed(f"data check {shlex.quote(str(out))}")
-        rows, shown = f"{seen.unusable:,}", hide_passwords(path)
-        log.warning("%s: the recipe leaves out %s rows: %s; `%s` lists them all", shown, rows, seen.reasons, check)
+        rows, shown = counted(seen.unusable, "row"), hide_passwords(path)
+        log.warning("%s: the recipe leaves out %s: %s; `%s` lists them all", shown, rows, seen.reasons, check)
     text = recipe(seen, _name(path) if out.name == UNNAMED else out.stem)
     out.parent.mkdir(parents=True, exist_ok=True)
     with temporary_file(out) as temporary:

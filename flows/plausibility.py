@@ -14,6 +14,7 @@ from pipeline import artifacts, release_parts
 from pipeline.artifacts import Artifact
 from pipeline.command_line import workspace_of
 from pipeline.errors import ImplausibleError
+from pipeline.text import counted
 
 MAX_SHRINK = 0.2
 """Share of the documents that may vanish from one release to the next without --force."""
@@ -66,7 +67,8 @@ class Replacement:
         reasons = []
         if after.documents < (1 - MAX_SHRINK) * before.documents:
             reasons.append(
-                f"{after.documents:,} documents in place of {before.documents:,} (at most {MAX_SHRINK:.0%} may vanish)"
+                f"{counted(after.documents, 'document')} in place of {before.documents:,} (at most {MAX_SHRINK:.0%} "
+                "may vanish)"
             )
         if change.ids_kept < MIN_IDS_KEPT:
             reasons.append(

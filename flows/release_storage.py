@@ -22,6 +22,7 @@ from pipeline.errors import ArtifactError, MissingError
 from pipeline.locks import locked, mark_used
 from pipeline.manifest import FileRecord, Manifest
 from pipeline.releases import Releases
+from pipeline.text import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -185,7 +186,9 @@ class _Storage:
         matches = [name for name in known if name.startswith(release)]
         if len(matches) != 1:
             listed = ", ".join(name[:12] for name in known) or "none"
-            raise MissingError(f"{self.address}: {len(matches)} releases called '{release}'; there are: {listed}")
+            raise MissingError(
+                f"{self.address}: {counted(len(matches), 'release')} called '{release}'; there are: {listed}"
+            )
         return matches[0]
 
     def _releases(self) -> Iterator[str]:

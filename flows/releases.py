@@ -11,6 +11,7 @@ from pipeline.command_line import typed
 from pipeline.errors import ArtifactError, RelevanceError
 from pipeline.secrets import without_passwords
 from pipeline.surface_warnings import marked, surface_warnings
+from pipeline.text import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -31,7 +32,9 @@ def releases(workspace: Path) -> dict[str, Any]:
         pointer = known.pointer_file.recover()
     history, unreadable = known.pointer_file.history()
     if unreadable:
-        damaged.append(f"{known.pointer_file.history_path}: {unreadable} lines cannot be read and are left out")
+        damaged.append(
+            f"{known.pointer_file.history_path}: leaves out {counted(unreadable, 'line')} that cannot be read"
+        )
     return {
         "live": pointer.release if pointer else None,
         "generation": pointer.generation if pointer else 0,

@@ -21,6 +21,7 @@ from pipeline.errors import SchemaError
 from pipeline.evaluation.runs import RunFile
 from pipeline.releases import Releases
 from pipeline.secrets import hide_passwords
+from pipeline.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -135,10 +136,11 @@ def _with_documents(
             f"{shown}: there are no documents beside these judgments, and release {release.fingerprint[:12]} has none "
             f"of theirs; they name {min(judged, default='none')!r}, the release has ids such as {min(known)!r}"
         )
-    log.info("%s: judged with the %d documents of release %s", shown, len(known), release.fingerprint[:12])
+    own = counted(len(known), "document")
+    log.info("%s: judged with the %s of release %s", shown, own, release.fingerprint[:12])
     # One name makes one collection of both.
-    own = SourceConfig(path=str(documents.file("documents.parquet").resolve()), format="parquet", name=read[0].name)
-    return (*(replace(source, name=read[0].name) for source in sources), own)
+    beside = SourceConfig(path=str(documents.file("documents.parquet").resolve()), format="parquet", name=read[0].name)
+    return (*(replace(source, name=read[0].name) for source in sources), beside)
 
 
 def _by_rules(config: DataConfig, rules: DataConfig | None) -> DataConfig:

@@ -25,6 +25,7 @@ from pipeline import recipe as recipes
 from pipeline.command_line import typed
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, RelevanceError
+from pipeline.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +188,7 @@ def _schedule(name: str, cron: str, timezone: str) -> Schedule:
     """
     try:
         if len(cron.split()) != 5:  # Six would count seconds, seven years.
-            raise ValueError(f"{len(cron.split())} fields in place of five")
+            raise ValueError(f"{counted(len(cron.split()), 'field')} in place of five")
         schedule = Cron(cron, timezone=timezone)
         croniter(cron, datetime.now(ZoneInfo(timezone))).get_next(datetime)  # type: ignore[no-untyped-call]
     except (ValueError, ZoneInfoNotFoundError) as error:

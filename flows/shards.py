@@ -15,6 +15,7 @@ from pipeline.compute import engine_of
 from pipeline.config import ComputeConfig, Recipe, SourceConfig
 from pipeline.errors import ConfigError
 from pipeline.secrets import hide_passwords
+from pipeline.text import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -138,7 +139,7 @@ def render(figures: dict[str, Any], workspace: Path) -> "Table":
     count = len(figures["shards"])
     urls = ",".join(f"http://HOST{number + 1}:8080" for number in range(count))
     table = Table(
-        title=f"{figures['documents']:,} documents in {count} shards",
+        title=f"{counted(figures['documents'], 'document')} in {counted(count, 'shard')}",
         title_justify="left",
         caption=typed(f"serve --release {figures['release'][:12]} --shards {urls}", workspace),
         caption_justify="left",

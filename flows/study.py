@@ -19,6 +19,7 @@ from pipeline.config import CandidatesConfig, Precision, RankerConfig, Recipe
 from pipeline.errors import ConfigError
 from pipeline.evaluation.ablation import AblationRun
 from pipeline.evaluation.study import StudentCost, StudyRow, row_name
+from pipeline.text import counted
 from pipeline.training.compression import METHODS, Method, by_name
 
 FREE = ("ranker", "assistants", "external_teacher")
@@ -265,8 +266,8 @@ def _train(
     order = list(itertools.product(range(recipe.study.seeds), methods))
     for number, (seed, method) in enumerate(order):
         if _over(recipe, began):
-            missing = len(order) - number
-            log.warning("study.max_minutes is over: %d students are missing; run the study again for them", missing)
+            missing = counted(len(order) - number, "student", "are")
+            log.warning("study.max_minutes is over: %s missing; run the study again for the rest", missing)
             return
         named = run.labelled(f"{method.name}, seed {seed + 1} of {recipe.study.seeds}")
         model, bundle = _student(recipe, method, seed, inputs, named)

@@ -10,6 +10,7 @@ from pipeline.command_line import typed
 from pipeline.pointer import Pointer
 from pipeline.releases import Releases
 from pipeline.surface_warnings import marked, surface_warnings
+from pipeline.text import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -140,10 +141,10 @@ def _lines(card: dict[str, Any], workspace: Path) -> list[str]:
     rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in card["ranker_pairs_per_cpu_second"].items() if rate)
     return [
         f"{pair}: {gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}], p = {gap['p']:.4f}; "
-        f"{card['queries']:,} test queries",
+        f"{counted(card['queries'], 'test query')}",
         *report_card.surface_lines(card),
         "",
-        f"index     {card['documents']:,} documents, {card['bytes_per_document']:.0f} bytes a document, "
+        f"index     {counted(card['documents'], 'document')}, {card['bytes_per_document']:.0f} bytes a document, "
         f"built in {card['index_build_seconds']} s",
         f"ranker    {rates} pairs per CPU-second",
         *served_lines(card),
@@ -160,7 +161,7 @@ def served_lines(card: dict[str, Any]) -> list[str]:
     if "served" in card:
         served = card["served"]
         lines.append(
-            f"served    {served['release'][:12]}: the same models over {served['documents']:,} whole documents"
+            f"served    {served['release'][:12]}: the same models over {counted(served['documents'], 'whole document')}"
         )
     if "questions" in card:
         questions = card["questions"]

@@ -26,6 +26,7 @@ from index.vector_texts import text_digests
 from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError
+from pipeline.text import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,9 @@ def _check_lexical(part: Artifact) -> PartContents:
         stored = Postings.read(folder)
         stored.check(folder)
         if len(stored.lengths) != segment.documents:
-            raise _wrong(folder / "lengths.npy", f"{len(stored.lengths)} lengths of {segment.documents} documents")
+            raise _wrong(
+                folder / "lengths.npy", f"{len(stored.lengths)} lengths of {counted(segment.documents, 'document')}"
+            )
         if stored.terms != sorted(set(stored.terms)):
             raise _wrong(folder / "terms.json", "its terms do not ascend, or repeat")
         lengths = np.bincount(stored.documents, stored.counts, minlength=segment.documents)
@@ -109,11 +112,13 @@ def _check_shard(
     path = part.file(HOLDERS)
     of_whole = read_array(path)
     if of_whole.shape != holders.shape or bool(((of_whole < holders) | (of_whole > collection.documents)).any()):
-        raise _wrong(path, f"its numbers are not those of {collection.documents} documents with these among them")
+        raise _wrong(
+            path, f"its numbers are not those of {counted(collection.documents, 'document')} with these among them"
+        )
     path = part.file(ROWS)
     rows = read_array(path)
     if len(rows) != len(doc_ids) or bool((np.diff(rows, prepend=-1, append=collection.documents) < 1).any()):
-        raise _wrong(path, f"its rows do not ascend among {collection.documents} documents")
+        raise _wrong(path, f"its rows do not ascend among {counted(collection.documents, 'document')}")
     for doc_id in doc_ids:
         if (other := shard_of(doc_id, collection.shards)) != collection.shard:
             raise _wrong(
@@ -176,7 +181,7 @@ def _check_vectors(part: Artifact, doc_ids: list[str]) -> None:
         path = part.file(segment.file(vector_matrix.FILE))
         matrix = read_array(path)
         if len(matrix) != segment.documents:
-            raise _wrong(path, f"{len(matrix)} vectors of {segment.documents} texts")
+            raise _wrong(path, f"{len(matrix)} vectors of {counted(segment.documents, 'text')}")
         for start in range(0, len(matrix), vector_matrix.BLOCK):
             lengths = np.linalg.norm(matrix[start : start + vector_matrix.BLOCK], axis=1)
             bad = np.flatnonzero(~(np.abs(lengths - 1) <= 1e-2))  # A length that is not a number is bad too.

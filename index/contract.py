@@ -21,6 +21,7 @@ from index.held_out import HeldOutQueries, Vectors
 from index.semantic import IndexStats
 from pipeline.config import IndexConfig
 from pipeline.errors import ArtifactError, ConfigError
+from pipeline.text import counted
 
 SAMPLED_DOCUMENTS = 500
 """Documents whose vectors are asked for where there are no queries."""
@@ -110,7 +111,7 @@ def build(matrix: Any, config: IndexConfig, held_out: HeldOutQueries | None) -> 
     raise ConfigError(
         f"index.recall is {config.recall}: within index.bytes_per_document = {config.bytes_per_document:g} the best "
         f"type, {max(tried, key=lambda name: tried[name]['recall_at_100_lower'])}, keeps {best:.4f} by its lower bound "
-        f"over {len(queries)} queries, however many lists are visited; raise the limit or lower the recall"
+        f"over {counted(len(queries), 'query')}, however many lists are visited; raise the limit or lower the recall"
     )
 
 
@@ -156,7 +157,7 @@ def with_filters(
         return stats, {"filters": []}
     points = tuning.filters(ann, matrix, index.queries, config.recall, config.seed)
     if points:
-        log.info("index: filters that %d documents or more pass are searched inside it", points[-1].rows)
+        log.info("index: filters that pass at least so many documents are searched inside it: %d", points[-1].rows)
     crossover = tuple((point.rows, point.nprobe) for point in points)
     return replace(stats, filters=crossover), {"filters": [point.to_dict() for point in points]}
 

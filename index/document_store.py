@@ -25,6 +25,7 @@ from index.store_file import StoreReader, UseLock
 from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError, MissingError
+from pipeline.text import counted
 
 KIND = "documents"
 FILE = "documents.sqlite"
@@ -125,7 +126,8 @@ class DocumentStore:
             ((held,),) = reader.all("SELECT coalesce(max(row) + 1, 0) FROM documents")
             if held != segment.documents:
                 raise ArtifactError(
-                    f"{file}: holds {held} documents, {segment.documents} are listed; {artifacts.remedy(path)}"
+                    f"{file}: holds {counted(held, 'document')}, {segment.documents} are listed; "
+                    f"{artifacts.remedy(path)}"
                 )
             segments.append(StoreSegment(reader, StoreReader(file), rows))
         return cls(path, segments, layout, stats)

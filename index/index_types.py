@@ -22,6 +22,7 @@ import numpy as np
 from pipeline import progress
 from pipeline.config import IndexConfig
 from pipeline.errors import ConfigError
+from pipeline.text import counted
 
 POINTS_PER_LIST = 39
 """Vectors that each list's centre is learned from. More made the build longer and the recall no better."""
@@ -113,8 +114,9 @@ def choices(rows: int, dimensions: int, config: IndexConfig) -> list[IndexType]:
     if not fitting:
         smallest = min(choice.bytes_per_document for choice in compressed)
         raise ConfigError(
-            f"index.bytes_per_document is {limit:g}: the smallest index of {rows:,} documents and {dimensions} "
-            f"dimensions takes {smallest:.1f} bytes a document; raise the limit or lower encoder.dimensions"
+            f"index.bytes_per_document is {limit:g}: the smallest index of {counted(rows, 'document')} and "
+            f"{dimensions} dimensions takes {smallest:.1f} bytes a document; raise the limit or lower "
+            "encoder.dimensions"
         )
     return [fitting[0], *(choice for choice in (fp32, exact) if choice.bytes_per_document <= limit)]
 

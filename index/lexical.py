@@ -37,6 +37,7 @@ from pipeline import artifacts, progress, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import MissingError, SchemaError
 from pipeline.stage import Stage
+from pipeline.text import counted
 
 if TYPE_CHECKING:
     from pipeline.config import IndexConfig
@@ -89,7 +90,7 @@ def make(
         if not terms:
             columns = f"column {field}, which index.fields names" if field else "title and text columns"
             raise SchemaError(
-                f"{data.path}: not one word in {digests.stats.documents} documents; look at their {columns}"
+                f"{data.path}: not one word in {counted(digests.stats.documents, 'document')}; look at their {columns}"
             )
         if plan.kept:
             np.save(staging.folder / HOLDERS, holders)

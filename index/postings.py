@@ -23,6 +23,7 @@ from index.digests import Rows
 from index.segments import read_array
 from pipeline import artifacts
 from pipeline.errors import ArtifactError
+from pipeline.text import counted
 
 FILES = ("terms.json", "starts.npy", "documents.npy", "counts.npy", "lengths.npy")
 _ARRAYS = ("starts", "documents", "counts", "lengths")
@@ -144,8 +145,8 @@ class Postings:
         ):
             raise ArtifactError(
                 f"{folder}: {len(terms)} terms, {len(postings.starts) - 1} lists that end at {postings.starts[-1]}, "
-                f"{len(postings.documents)} documents and {len(postings.counts)} counts do not belong together; "
-                f"{artifacts.remedy(folder)}"
+                f"{counted(len(postings.documents), 'document')} and {len(postings.counts)} counts do not belong "
+                f"together; {artifacts.remedy(folder)}"
             )
         return postings
 

@@ -15,6 +15,7 @@ from pipeline.artifacts import Artifact
 from pipeline.config import IndexConfig
 from pipeline.errors import SchemaError
 from pipeline.schema import row_name
+from pipeline.text import counted
 
 Z = 1.959964
 """Half-width of the 95 % interval in standard deviations."""
@@ -93,7 +94,7 @@ def _votes(data: Artifact, name: str) -> Floats:
     wrong = np.flatnonzero(~(np.isfinite(counts) & (counts >= 0)))
     if len(wrong):
         raise SchemaError(
-            f"{path}, {row_name(wrong[0])}: {name} is {counts[wrong[0]]}, which counts no votes ({len(wrong)} such "
-            "rows)"
+            f"{path}, {row_name(wrong[0])}: {name} is {counts[wrong[0]]}, which counts no votes "
+            f"({counted(len(wrong), 'such row')})"
         )
     return counts

@@ -34,6 +34,7 @@ from pipeline import artifacts, disk
 from pipeline.artifacts import Artifact, LinkedFile, Staging
 from pipeline.errors import ArtifactError
 from pipeline.manifest import FileRecord
+from pipeline.text import counted
 
 LIST, ROWS, DIGESTS = "segments.json", "rows.npy", "digests.npy"
 RATIO = 3
@@ -91,9 +92,9 @@ class SegmentMap:
         live = np.sort(rows[rows >= 0])
         if len(rows) != sum(item.documents for item in listed) or not np.array_equal(live, np.arange(documents)):
             raise ArtifactError(
-                f"{artifact.path}: {ROWS} maps {len(rows)} positions to {len(live)} documents; {LIST} has "
-                f"{sum(item.documents for item in listed)} positions, and {documents} documents are indexed; "
-                f"{artifacts.remedy(artifact.path)}"
+                f"{artifact.path}: {ROWS} maps {len(rows)} positions to {counted(len(live), 'document')}; {LIST} has "
+                f"{sum(item.documents for item in listed)} positions, and {counted(documents, 'document', 'are')} "
+                f"indexed; {artifacts.remedy(artifact.path)}"
             )
         return cls(listed, rows)
 

@@ -22,6 +22,7 @@ from index.segments import SegmentMap, read_array
 from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError
+from pipeline.text import counted
 
 HOLDERS = "holders.npy"
 """The file of an index of several segments with the number of living documents of each term, segment after segment."""
@@ -112,14 +113,14 @@ class WeighedSegment:
         if not (len(starts) == len(self._columns) + 1 and starts[-1] == len(scores) == len(rows)):
             raise ArtifactError(
                 f"{artifact.path}: {len(self._columns)} terms, {len(starts) - 1} lists that end at {starts[-1]}, "
-                f"{len(scores)} scores and {len(rows)} rows do not belong together; build the index again"
+                f"{len(scores)} scores and {counted(len(rows), 'row')} do not belong together; build the index again"
             )
         if verify:
             sound = starts[0] == 0 and bool((np.diff(starts) >= 0).all()) and bool(np.isfinite(scores).all())
             if not sound or (len(rows) and not (rows.min() >= 0 and rows.max() < documents)):
                 raise ArtifactError(
                     f"{artifact.path}: its lists overlap, hold a score that is not finite, or name rows beyond "
-                    f"{documents} documents; {artifacts.remedy(artifact.path)}"
+                    f"{counted(documents, 'document')}; {artifacts.remedy(artifact.path)}"
                 )
 
     def bounds(self, term: str) -> tuple[int, int] | None:
@@ -160,8 +161,8 @@ def load_counted(artifact: Artifact, layout: SegmentMap, *, verify: bool) -> tup
     for folder, item, segment in zip(folders, postings, layout.segments, strict=True):
         if len(item.lengths) != segment.documents:
             raise ArtifactError(
-                f"{folder}: {len(item.lengths)} lengths and {segment.documents} documents do not belong together; "
-                f"{artifacts.remedy(folder)}"
+                f"{folder}: {len(item.lengths)} lengths and {counted(segment.documents, 'document')} do not belong "
+                f"together; {artifacts.remedy(folder)}"
             )
         if verify:
             item.check(folder)

@@ -36,6 +36,7 @@ from pipeline.compute import ComputeEngine
 from pipeline.errors import ArtifactError, RelevanceError
 from pipeline.stage import Stage
 from pipeline.temporary import temporary_file
+from pipeline.text import counted
 
 STAGE = Stage(KIND, version=1, inputs={"data": ("data", "corpus"), "previous": KIND}, title="document vectors")
 BATCH = 256
@@ -131,7 +132,8 @@ def make(
             _write(staging.folder / plan.folder / FILE, digests, known)
         texts.write(staging.folder / "rows.parquet")
         reused = len(texts.digests) - unknown
-        log.info("vectors: %d documents, %d embedded, %d reused, %d resumed", total, embedded, reused, resumed)
+        shown = counted(total, "document")
+        log.info("vectors: %s, %d embedded, %d reused, %d resumed", shown, embedded, reused, resumed)
         return {
             "documents": total,
             **_counts(documents, texts),
@@ -242,7 +244,7 @@ def _checked(embedded: np.ndarray, doc_ids: Sequence[str]) -> Vectors:
     vectors: Vectors = np.ascontiguousarray(embedded, np.float32)
     if vectors.ndim != 2 or len(vectors) != len(doc_ids):
         raise ArtifactError(
-            f"vectors: the encoder gave an array of {vectors.shape} for {len(doc_ids)} documents; "
+            f"vectors: the encoder gave an array of {vectors.shape} for {counted(len(doc_ids), 'document')}; "
             "it must give (documents, dimensions)"
         )
     lengths = np.linalg.norm(vectors, axis=1)

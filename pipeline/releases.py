@@ -23,6 +23,7 @@ from pipeline.errors import ArtifactError, ConflictError, MissingError, Relevanc
 from pipeline.pointer import Move, Pointer, PointerFile
 from pipeline.release_parts import check_parts, models_digest, verify
 from pipeline.secrets import without_passwords
+from pipeline.text import counted
 
 VERSION = 1
 
@@ -92,7 +93,7 @@ class Releases:
         matches = [known for known in ids if known.startswith(name)]
         if len(matches) != 1:
             known = _shortened(ids) or "none"
-            what = "no release" if not matches else f"{len(matches)} releases"
+            what = "no release" if not matches else counted(len(matches), "release")
             raise MissingError(f"{self.root}: {what} called '{name}'; there are: {known}")
         return matches[0]
 
@@ -227,7 +228,8 @@ class Releases:
         """Every readable change of the pointer, the oldest first; lines that cannot be read are logged and left out."""
         records, unreadable = self.pointer_file.history()
         if unreadable:
-            log.warning("%s: %d lines cannot be read and are left out", self.pointer_file.history_path, unreadable)
+            lines = counted(unreadable, "line")
+            log.warning("%s: leaves out %s that cannot be read", self.pointer_file.history_path, lines)
         return records
 
     def was_rolled_back(self, release: Artifact) -> bool:

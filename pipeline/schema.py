@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import text
 from pipeline.errors import MissingError, SchemaError
+from pipeline.text import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -161,7 +162,9 @@ def column_faults(table: "pa.Table", kind: str) -> list[InvalidRow]:
             faults.append(InvalidRow(kind, None, f"column '{column.name}' is {values.type}, not {column.type}"))
         elif column.required and values.null_count:
             row = values.is_null().to_pylist().index(True)
-            faults.append(InvalidRow(kind, row, f"column '{column.name}' is null ({values.null_count} rows)"))
+            faults.append(
+                InvalidRow(kind, row, f"column '{column.name}' is null ({counted(values.null_count, 'row')})")
+            )
     return faults
 
 

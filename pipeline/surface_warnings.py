@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipeline.text import signed
+from pipeline.text import counted, signed
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -24,7 +24,8 @@ def surface_warnings(surfaces: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """
     return [
         f"{path} is surely worse than {worth['first_stage']}: {worth['measure']} {signed(worth['mean'])} "
-        f"[{signed(worth['low'])}, {signed(worth['high'])}] on {worth['queries']:,} queries; {advice(worth['system'])}"
+        f"[{signed(worth['low'])}, {signed(worth['high'])}] on {counted(worth['queries'], 'query')}; "
+        f"{advice(worth['system'])}"
         for path, worth in surfaces.items()
         if worth["verdict"] == "worse"
     ]

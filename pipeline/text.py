@@ -8,6 +8,7 @@ form feed, which JSON and people write inside a line.
 import codecs
 import json
 import math
+import re
 import shlex
 import stat
 import unicodedata
@@ -249,6 +250,23 @@ def normalise(text: str) -> str:
 def document_text(title: str, text: str) -> str:
     """A document as the models read it: the title, a line break, the text; either may be empty."""
     return f"{title}\n{text}" if title and text else title or text
+
+
+_SINGULAR = {"are": "is", "were": "was", "have": "has", "do": "does"}
+
+
+def counted(count: int, noun: str, verb: str = "") -> str:
+    """A count before its noun, and the verb of both: "1 query is", "1,234 judged queries are".
+
+    Args:
+        noun: the noun in the singular; words may stand before it.
+        verb: the verb in the plural; without one the noun stands last.
+    """
+    if count != 1:
+        noun = f"{noun[:-1]}ies" if re.search("[^aeiou]y$", noun) else f"{noun}s"
+    elif verb:
+        verb = _SINGULAR.get(verb, f"{verb}s")
+    return " ".join(filter(None, (f"{count:,}", noun, verb)))
 
 
 def signed(number: float | None, digits: int = 3) -> str:

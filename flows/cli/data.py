@@ -39,6 +39,7 @@ def data_check(
     from flows import sources
     from pipeline.data import check, short_logs
     from pipeline.data import sources as reader
+    from pipeline.text import counted
 
     recipe = sources.recipe_at(path, overrides or [])
     chosen = any_data(path, format, columns, labels, overrides)
@@ -55,19 +56,17 @@ def data_check(
     dropped = recipe.data.faulty_rows == "drop" and not any(report.advice for report in reports)
     if not as_json:
         if merged:
-            console().print(f'{_rows(merged)} would be merged, as data.conflicts = "{recipe.data.conflicts}" says')
+            console().print(
+                f'{counted(merged, "row")} would be merged, as data.conflicts = "{recipe.data.conflicts}" says'
+            )
         if dropped and unusable:
-            console().print(f'{_rows(unusable)} would be dropped, as data.faulty_rows = "drop" says')
+            console().print(f'{counted(unusable, "row")} would be dropped, as data.faulty_rows = "drop" says')
     if unusable and not dropped:
         they, them = ("it is", "it") if unusable == 1 else ("they are", "them")
         raise InputError(
-            f"{path}: {_rows(unusable)} cannot be used; {they} listed above, mend or drop {them}{check.hint(reports)}"
-            + (check.on_conflicts(reports) if recipe.data.conflicts == "error" else "")
+            f"{path}: {counted(unusable, 'row')} cannot be used; {they} listed above, mend or drop "
+            f"{them}{check.hint(reports)}" + (check.on_conflicts(reports) if recipe.data.conflicts == "error" else "")
         )
-
-
-def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count:,} rows"
 
 
 @app.command("convert")

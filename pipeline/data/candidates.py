@@ -25,6 +25,7 @@ from pipeline.data import splits
 from pipeline.errors import SchemaError
 from pipeline.schema import PREFERENCE, WEAK
 from pipeline.stage import Stage
+from pipeline.text import counted
 
 PAIRS = Stage("pairs", version=1, inputs={"data": "data", "run": "run", "encoder_run": "run"}, section="candidates")
 POOL = Stage("pool", version=1, inputs={"data": "data", "runs": "run"}, section="candidates")
@@ -211,7 +212,7 @@ def _chosen_by_people(rows: pd.DataFrame) -> pd.DataFrame:
         return rows
     if (valid & ~clicked).any():
         log.info(
-            "%d judgments of the split valid were made from clicks or thumbs and choose nothing",
+            "judgments of the split valid that were made from clicks or thumbs and choose nothing: %d",
             (valid & clicked).sum(),
         )
         return rows[~(valid & clicked)]
@@ -238,8 +239,8 @@ def _ranked(runs: Sequence[Artifact], data: Artifact, own: frozenset[str]) -> pd
         strange = rows[~rows["doc_id"].isin(documents)]
         if len(strange):
             raise SchemaError(
-                f"{run.path}: document {strange['doc_id'].iloc[0]!r} is not among those of {data.path} ({len(strange)} "
-                "rows of the run); search the same documents again"
+                f"{run.path}: document {strange['doc_id'].iloc[0]!r} is not among those of {data.path} "
+                f"({counted(len(strange), 'row')} of the run); search the same documents again"
             )
         frames.append(without_itself(rows, own).assign(run=number))
     rows = pd.concat(frames, ignore_index=True)
@@ -304,8 +305,8 @@ def _missing(queries: pd.Series, ranked: pd.DataFrame, split: str) -> dict[str, 
     missing = len(wanted - set(ranked["query"]))
     if wanted and missing == len(wanted):
         raise SchemaError(
-            f"candidates: the run has no document for any of the {len(wanted)} queries of split {split}; search that "
-            "split too, or set candidates.pool to judged and candidates.negatives to 0"
+            f"candidates: the run has no document for any of the {counted(len(wanted), 'query')} of split {split}; "
+            "search that split too, or set candidates.pool to judged and candidates.negatives to 0"
         )
     return {f"{split}_queries_without_candidates": missing}
 

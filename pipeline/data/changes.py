@@ -30,6 +30,7 @@ from pipeline.data.formats.text_files import STRING
 from pipeline.data.sources import Source
 from pipeline.errors import SchemaError
 from pipeline.schema import InvalidRow
+from pipeline.text import counted
 
 SHOWN = 5
 """Number of ids that a message names."""
@@ -144,7 +145,8 @@ def read(
     with sql_changes.open_table(source, root) as table:
         mark = Watermark(source=_digest(source, table), documents=table.newest(), deletions=table.newest_deletion())
         if unmarked := table.without_mark():
-            log.warning("%s: %d rows have no %s, so they are read every time", table.shown, unmarked, source.watermark)
+            rows = counted(unmarked, "row", "have")
+            log.warning("%s: %s no %s, so all such rows are read every time", table.shown, rows, source.watermark)
         if held and (reason := _unusable(held.watermark, mark, table, source)):
             log.info("%s: %s, so all rows are read", table.shown, reason)
             held = None

@@ -17,7 +17,7 @@ from pipeline.data.sources import Source
 from pipeline.data.validation import ValidatedTables
 from pipeline.schema import SPLITS, InvalidRow
 from pipeline.secrets import hide_passwords
-from pipeline.text import normalise
+from pipeline.text import counted, normalise
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -209,15 +209,15 @@ def test_queries(reports: Sequence[DataReport], data: DataConfig, gate: GateConf
     count = published or round(data.test_share * judged)
     if not judged or count >= gate.min_queries:
         return ""
-    return few_test_queries(f"{'' if published else 'about '}{count:,}", gate)
+    return few_test_queries(count, gate, about="" if published else "about ")
 
 
-def few_test_queries(count: str, gate: GateConfig) -> str:
+def few_test_queries(count: int, gate: GateConfig, about: str = "") -> str:
     """The warning that the gate replaces no live release on so few test queries, whatever the models are worth."""
     return (
-        f"warning: {count} test queries are too few to replace a live release, which takes {gate.min_queries} "
-        "(gate.min_queries); judge more, raise data.test_share, or promote by hand. Where none is live, the gate holds "
-        "none back for that"
+        f"warning: {about}{counted(count, 'test query', 'are')} too few to replace a live release, which takes "
+        f"{gate.min_queries} (gate.min_queries); judge more, raise data.test_share, or promote by hand. Where none is "
+        "live, the gate holds none back for that"
     )
 
 
@@ -299,7 +299,7 @@ def _oddities(report: DataReport) -> Iterator["RenderableType"]:
             wrong.add_row(fault.table, fault.where, Text(fault.reason))
         yield wrong
         if len(report.faults) > SHOWN_FAULTS:
-            yield Text(f"… and {len(report.faults) - SHOWN_FAULTS:,} more rows; --json lists all")
+            yield Text(f"… and {counted(len(report.faults) - SHOWN_FAULTS, 'more row')}; --json lists all")
 
 
 def _counts(report: DataReport) -> Iterator[tuple[str, str]]:

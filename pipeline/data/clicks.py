@@ -26,6 +26,7 @@ from pipeline.config import SourceConfig
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.schema import CLICK, MAX_GRADE, NameRows, row_names
+from pipeline.text import counted
 
 ROLES = ("position", "clicked", "session", "time")
 """Keys of the map of columns that only a click log has."""
@@ -207,17 +208,17 @@ def _log(stats: Mapping[str, Any], shown: str) -> None:
     """Logs the examination of each position and the scale of the grades."""
     curve = ", ".join(f"{position} {value:.2f}" for position, value in stats["examination"].items())
     log.info(
-        "%s: %d impressions, %d clicks; examination by position: %s",
+        "%s: %s, %s; examination by position: %s",
         shown,
-        stats["impressions"],
-        stats["clicks"],
+        counted(stats["impressions"], "impression"),
+        counted(stats["clicks"], "click"),
         curve,
     )
     log.info(
-        "%s: %d of %d pairs have %g examined impressions and are judged; grade_scale = [%g, %g, %g]",
+        "%s: judged are %d of %s, with %g examined impressions or more; grade_scale = [%g, %g, %g]",
         shown,
         stats["judged_pairs"],
-        stats["pairs"],
+        counted(stats["pairs"], "pair"),
         stats["min_examined"],
         *stats["grade_scale"],
     )
@@ -278,8 +279,8 @@ def _check_sessions(values: pd.Series, shown: str, locations: NameRows) -> None:
     if blank.any():
         row = int(np.flatnonzero(blank.to_numpy(bool))[0])
         raise SchemaError(
-            f"{shown}: {int(blank.sum()):,} rows have no session, the first is {locations([row])[0]}; leave out these "
-            "rows, or map no session, where each row is an impression of its own"
+            f"{shown}: {counted(int(blank.sum()), 'row', 'have')} no session, the first is {locations([row])[0]}; "
+            "leave out these rows, or map no session, where each row is an impression of its own"
         )
 
 
@@ -305,8 +306,8 @@ def _refuse(values: pd.Series, wrong: pd.Series, role: str, wanted: str, *, show
     if wrong.any():
         row = int(np.flatnonzero(wrong.to_numpy(bool))[0])
         raise SchemaError(
-            f"{shown}: {int(wrong.sum()):,} rows have no {role} that can be read, the first is {locations([row])[0]}: "
-            f"{str(values.iloc[row])[:60]!r} is not {wanted}; mend or leave out these rows"
+            f"{shown}: {counted(int(wrong.sum()), 'row', 'have')} no {role} that can be read, the first is "
+            f"{locations([row])[0]}: {str(values.iloc[row])[:60]!r} is not {wanted}; mend or leave out these rows"
         )
 
 
@@ -347,9 +348,9 @@ def _refuse_rare_clicks(is_clicked: npt.NDArray[np.bool_], shown: str) -> None:
     """
     if is_clicked.mean() < 1 - TOP_SHARE:
         raise SchemaError(
-            f"{shown}: {int(is_clicked.sum()):,} of {len(is_clicked):,} pairs of enough impressions have a click, too "
-            "few to tell which grades the others deserve; take a longer log, or give the source a grade_scale, whose "
-            "highest value is the share of clicks of a good result where it is seen"
+            f"{shown}: {int(is_clicked.sum()):,} of {counted(len(is_clicked), 'pair')} of enough impressions have a "
+            "click, too few to tell which grades the others deserve; take a longer log, or give the source a "
+            "grade_scale, whose highest value is the share of clicks of a good result where it is seen"
         )
 
 

@@ -28,7 +28,7 @@ from pipeline.data.validation import Purpose, ValidatedTables
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.schema import SPLITS
 from pipeline.stage import Stage
-from pipeline.text import key_values
+from pipeline.text import counted, key_values
 
 STAGE = Stage("data", version=1, section="data")
 
@@ -290,8 +290,8 @@ def _limit_documents(documents: pa.Table, judgments: pa.Table, config: DataConfi
     room = limit - (pc.sum(judged).as_py() or 0)
     if room < 0:
         raise ConfigError(
-            f"data.max_documents is {limit:,}, but {limit - room:,} documents are judged; raise it, or lower "
-            "data.train_queries"
+            f"data.max_documents is {limit:,}, but {counted(limit - room, 'document', 'are')} judged; raise it, or "
+            "lower data.train_queries"
         )
     keep = judged.to_numpy(zero_copy_only=False).copy()
     ids = documents["doc_id"].to_pylist()

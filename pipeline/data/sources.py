@@ -17,6 +17,7 @@ from pipeline.data.formats.tables import FoundSource, Tables, is_text
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.schema import MAX_GRADE, InvalidRow, NameRows
+from pipeline.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -130,12 +131,12 @@ def _read(name: str, form: str, digest: str, origin: FoundSource, config: Source
             )
         log.warning("%s: has no rows yet", origin.shown)
     log.info(
-        "%s: %s, %d documents, %d queries, %d judgments in %.1f s",
+        "%s: %s, %s, %s, %s in %.1f s",
         origin.shown,
         form,
-        source.documents.num_rows,
-        source.queries.num_rows,
-        source.judgments.num_rows,
+        counted(source.documents.num_rows, "document"),
+        counted(source.queries.num_rows, "query"),
+        counted(source.judgments.num_rows, "judgment"),
         time.monotonic() - began,
     )
     return source

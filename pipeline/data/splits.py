@@ -14,6 +14,7 @@ from pipeline import text
 from pipeline.config import DataConfig
 from pipeline.errors import SchemaError
 from pipeline.schema import SPLITS
+from pipeline.text import counted
 
 CUT = "cut"
 """The label of a published train query of a set without a valid split: some of these queries become valid ones."""
@@ -77,8 +78,8 @@ def guard(texts: Sequence[str], splits: Sequence[str | None], where: str) -> Non
             f"'{queries[group][:60]}' in {' and '.join(np.array(SPLITS)[both[group]])}" for group in leaked[:_EXAMPLES]
         )
         raise SchemaError(
-            f'{where}: {len(leaked):,} queries stand in more than one split ({examples}); use data.splits = "hash", '
-            "which cuts anew by query"
+            f"{where}: {counted(len(leaked), 'query', 'stand')} in more than one split ({examples}); use "
+            'data.splits = "hash", which cuts anew by query'
         )
 
 

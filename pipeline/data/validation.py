@@ -20,7 +20,7 @@ from pipeline.data.sources import Source
 from pipeline.errors import SchemaError
 from pipeline.schema import InvalidRow
 from pipeline.secrets import hide_passwords
-from pipeline.text import printable
+from pipeline.text import counted, printable
 
 Purpose = Literal["training", "judging"]
 
@@ -132,7 +132,7 @@ def refuse(findings: Sequence[Finding], where: str, advice: str) -> None:
         SchemaError: says how many there are, names the first of each kind, and gives the advice.
     """
     if findings:
-        rows = f"{len(findings):,} row{'s' * (len(findings) > 1)}"
+        rows = counted(len(findings), "row")
         raise SchemaError(f"{where}: {rows} cannot be used ({summary(findings)}); {advice}")
 
 
@@ -148,7 +148,7 @@ def summary(findings: Sequence[Finding]) -> str:
 
 
 def _more_alike(rows: int) -> str:
-    return f", and {rows:,} more row{'s' * (rows > 1)} alike" if rows else ""
+    return f", and {counted(rows, 'more row')} alike" if rows else ""
 
 
 def conflicts(source: Source, known: Iterable[Finding] = ()) -> list[Finding]:

@@ -28,6 +28,7 @@ from pipeline.evaluation.per_query import judged, measures, per_query
 from pipeline.evaluation.per_query import settings as per_query_settings
 from pipeline.evaluation.report_summary import finite
 from pipeline.stage import Stage
+from pipeline.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -296,7 +297,9 @@ def _cells(ablation: Mapping[str, Any], measure: str) -> tuple[list[str], list[l
 def verdict(ablation: Mapping[str, Any]) -> str:
     """The result of the choice, in a sentence or two."""
     choice = ablation["choice"]
-    sentence = f"On {choice['queries']:,} valid queries {choice['best']} has the best {page.label(choice['measure'])}"
+    sentence = (
+        f"On {counted(choice['queries'], 'valid query')} {choice['best']} has the best {page.label(choice['measure'])}"
+    )
     if not choice["tied"]:
         return f"{sentence}, surely better than every other: it is the default that this supports."
     tied = ", ".join(choice["tied"])
@@ -305,7 +308,7 @@ def verdict(ablation: Mapping[str, Any]) -> str:
 
 def markdown(ablation: Mapping[str, Any]) -> str:
     """The tables for a README."""
-    lines = [f"**{ablation['title']}** ({ablation['queries']:,} test queries)", ""]
+    lines = [f"**{ablation['title']}** ({counted(ablation['queries'], 'test query')})", ""]
     for measure in tabled(ablation):
         heads, rows = _cells(ablation, measure)
         lines += [*text_tables.markdown(heads, rows), ""]
@@ -334,7 +337,7 @@ def card(ablation: Mapping[str, Any]) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[RenderableType] = [Text(f"{ablation['title']}, {ablation['queries']:,} test queries")]
+    parts: list[RenderableType] = [Text(f"{ablation['title']}, {counted(ablation['queries'], 'test query')}")]
     for measure in tabled(ablation):
         parts += [text_tables.terminal(*_cells(ablation, measure)), Text()]
     return Group(*parts, Text(verdict(ablation)))

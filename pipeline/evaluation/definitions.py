@@ -1,15 +1,16 @@
 """Definitions of the numbers of a report, for readers who do not know the code."""
 
 from pipeline.config import EvaluationConfig
+from pipeline.text import counted
 
 
 def of(config: EvaluationConfig) -> dict[str, str]:
     """Measure, or other term of the report → its meaning."""
     k, bar = config.cutoff, config.relevant_from
     return {
-        f"ndcg@{k}": f"Discounted cumulative gain of the first {k} documents, divided by that of the best order of all "
-        "judged documents of the query. The gain is the grade (linear), the discount 1/log2(rank + 1); trec_eval's "
-        f"ndcg_cut_{k}.",
+        f"ndcg@{k}": f"Discounted cumulative gain of the first {counted(k, 'document')}, divided by that of the best "
+        "order of all judged documents of the query. The gain is the grade (linear), the discount 1/log2(rank + 1); "
+        f"trec_eval's ndcg_cut_{k}.",
         f"ndcg_exp@{k}": "The same with gain 2^grade − 1 (exponential), which makes high grades count for more.",
         "mrr": f"1 / rank of the first document of grade {bar} or more; 0 when there is none.",
         "map": f"Mean over all documents of grade {bar} or more of the precision at their rank; 0 if not returned.",
@@ -17,8 +18,8 @@ def of(config: EvaluationConfig) -> dict[str, str]:
         "recall": "The same share in the whole list, as deep as the pool: what no order of it can pass.",
         "pairwise": "Share of the pairs of judged documents of one query with different grades that are in the right "
         "order; ties count half, a document that is not returned stands last. Only over queries that have such pairs.",
-        f"judged@{k}": f"Share of the first {k} documents that have a judgment. Where it differs between systems, "
-        "the one with less is underrated.",
+        f"judged@{k}": f"Share of the first {counted(k, 'document')} that have a judgment. Where it differs between "
+        "systems, the one with less is underrated.",
         "queries": "Every judged query counts. One that a system returns nothing for scores 0; so does one without a "
         "relevant document, as in trec_eval. A document without a judgment has grade 0.",
         "ties": "Scores are compared as 32-bit floats; of equal ones the greater document id stands first, as in "

@@ -38,7 +38,7 @@ from pipeline.errors import SchemaError
 from pipeline.evaluation import significance, systems
 from pipeline.evaluation.metrics import RANGE
 from pipeline.surface_warnings import advice
-from pipeline.text import signed
+from pipeline.text import counted, signed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -244,7 +244,7 @@ def _gap(ours: "pd.DataFrame", theirs: "pd.DataFrame", measure: str) -> signific
 
 def _shown(gap: significance.Difference) -> str:
     mean, low, high = (signed(number, 4) for number in (gap.mean, gap.low, gap.high))
-    return f"{mean}, 95 % interval {low} to {high} on {gap.queries:,} queries"
+    return f"{mean}, 95 % interval {low} to {high} on {counted(gap.queries, 'query')}"
 
 
 def _same_queries(ours: "pd.DataFrame", theirs: "pd.DataFrame") -> Rule:
@@ -254,10 +254,10 @@ def _same_queries(ours: "pd.DataFrame", theirs: "pd.DataFrame") -> Rule:
     if not len(ours) and not len(theirs):
         return Rule(name, 0.0, 1.0, "fail", "there are no judged queries; nothing can be said")
     if not wrong:
-        return Rule(name, 0.0, 0.0, "pass", f"both were judged on the same {len(ours):,} queries")
+        return Rule(name, 0.0, 0.0, "pass", f"both were judged on the same {counted(len(ours), 'query')}")
     detail = (
-        f"the two were judged on different query sets: {len(ours):,} and {len(theirs):,} queries, {apart:,} of them "
-        f"not in both, {doubles:,} twice; judge both on one set"
+        f"the two were judged on different query sets: {len(ours):,} and {counted(len(theirs), 'query')}, {apart:,} of "
+        f"them not in both, {doubles:,} twice; judge both on one set"
     )
     return Rule(name, float(wrong), 0.0, "fail", detail)
 
@@ -277,11 +277,11 @@ def _not_worse(gap: significance.Difference, config: GateConfig, measure: str) -
 def _enough(gap: significance.Difference, config: GateConfig) -> Rule:
     values = ("enough queries", float(gap.queries), float(config.min_queries))
     if gap.queries >= config.min_queries:
-        return Rule(*values, "pass", f"{gap.queries:,} queries are enough to decide")
+        return Rule(*values, "pass", f"{counted(gap.queries, 'query', 'are')} enough to decide")
     return Rule(
         *values,
         "fail",
-        f"{gap.queries:,} judged queries are too few to replace a live release; judge at least "
+        f"{counted(gap.queries, 'judged query', 'are')} too few to replace a live release; judge at least "
         f"{config.min_queries} (gate.min_queries), or promote it by hand",
     )
 

@@ -30,6 +30,7 @@ from pipeline.errors import ConfigError, SchemaError
 from pipeline.evaluation import ranked_lists
 from pipeline.evaluation.ranked_lists import Bools, Floats, Gain, Ints, RankedLists, measure_values, ordered_lists
 from pipeline.schema import row_name
+from pipeline.text import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -150,8 +151,8 @@ def by_query(
     docs = None if ids is None else np.asarray(ids)
     if not len(grade) == len(score) == len(query) == (len(grade) if docs is None else len(docs)):
         raise SchemaError(
-            f"lists of different lengths: {len(query)} queries, {len(grade)} grades, {len(score)} scores"
-            + ("" if docs is None else f", {len(docs)} ids")
+            f"lists of different lengths: {counted(len(query), 'query')}, {counted(len(grade), 'grade')}, {len(score)} "
+            "scores" + ("" if docs is None else f", {len(docs)} ids")
         )
     tie = -grade if docs is None else np.unique(docs, return_inverse=True)[1]
     lists = ordered_lists(query, score, tie, grade, np.ones(len(query), dtype=bool), (query, grade), len(names))
@@ -182,7 +183,7 @@ def ndcg(
     ideal = grade if ideal_grades is None else _checked_grades(ideal_grades, "ideal grades")
     if not len(grade) == len(score) == (len(grade) if ids is None else len(ids)):
         raise SchemaError(
-            f"lists of different lengths: {len(grade)} grades, {len(score)} scores"
+            f"lists of different lengths: {counted(len(grade), 'grade')}, {len(score)} scores"
             + ("" if ids is None else f", {len(ids)} ids")
         )
     tie = -grade if ids is None else np.unique(np.asarray(ids), return_inverse=True)[1]

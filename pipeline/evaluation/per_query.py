@@ -90,10 +90,7 @@ def _without_clicks(judgments: "pa.Table", path: Path) -> "pa.Table":
     if judgments.num_rows and not by_people.num_rows:
         raise SchemaError(_CLICKS_ALONE.format(path=path, where="all judgments"))
     if by_people.num_rows < judgments.num_rows:
-        log.info(
-            "%d judgments made from clicks or thumbs do not count in this report",
-            judgments.num_rows - by_people.num_rows,
-        )
+        log.info("judgments from clicks or thumbs that do not count: %d", judgments.num_rows - by_people.num_rows)
     return by_people
 
 
@@ -179,7 +176,9 @@ def per_query(
             )
         )
         if result.missed.any():
-            log.warning("%s ranks nothing for %d of %d judged queries", name, result.missed.sum(), len(result.queries))
+            log.warning(
+                "%s ranks nothing for %d of the judged queries, %d", name, result.missed.sum(), len(result.queries)
+            )
     return pd.concat(parts, ignore_index=True)
 
 

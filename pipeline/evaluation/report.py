@@ -22,6 +22,7 @@ from pipeline.evaluation.runs import RunFile
 from pipeline.evaluation.systems import RANKER
 from pipeline.outside import OutsideFile
 from pipeline.stage import Stage
+from pipeline.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -167,7 +168,7 @@ def _check_queries(name: str, run: "pa.Table", judged_ids: Set[str]) -> None:
     ranked = set(run["query_id"].unique().to_pylist())
     if ranked and judged_ids and not ranked & judged_ids:
         raise SchemaError(
-            f"system '{name}': ranks {len(ranked):,} queries, none of which is judged; its ids are such as "
+            f"system '{name}': ranks {counted(len(ranked), 'query')}, none of which is judged; its ids are such as "
             f"'{min(ranked)}', those of the judgments such as '{min(judged_ids)}'"
         )
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import surface_warnings
 from pipeline.evaluation import page
-from pipeline.text import signed
+from pipeline.text import counted, signed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -38,7 +38,7 @@ def card(report: Mapping[str, Any]) -> "RenderableType":
         style = "bold" if name == report["subject"] else ""
         table.add_row(Text(name), *map(Text, cells), style=style)
     queries = report["queries"]
-    foot = f"{queries['judged']:,} judged queries ({report['split']})"
+    foot = f"{counted(queries['judged'], 'judged query')} ({report['split']})"
     if queries["without_relevant"]:
         foot += f", {queries['without_relevant']:,} of them without a relevant document, which count 0"
     warnings = surface_warnings.marked(surface_warnings.surface_warnings(report.get("surfaces", {})))

@@ -28,6 +28,7 @@ from pipeline.evaluation.per_query import measures
 from pipeline.evaluation.per_query import settings as per_query_settings
 from pipeline.evaluation.report_summary import finite
 from pipeline.stage import Stage
+from pipeline.text import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -255,8 +256,8 @@ def remarks(study: Mapping[str, Any]) -> list[str]:
     """Sentences below the table: how sure it is, what is missing, and what could not apply."""
     complete = [name for name in study["rows"] if name not in study["incomplete"]]
     sentences = [
-        f"Verdicts come from {study['valid_queries']:,} valid queries, the other columns from {study['queries']:,} "
-        f"test queries. {len(complete)} rows were compared."
+        f"Verdicts come from {counted(study['valid_queries'], 'valid query')}, the other columns from "
+        f"{counted(study['queries'], 'test query')}. {counted(len(complete), 'row', 'were')} compared."
     ]
     if study["incomplete"]:
         sentences.append(

@@ -18,6 +18,7 @@ from pipeline.errors import SchemaError
 from pipeline.feature_tables import SCORES, by_query
 from pipeline.features import FEATURES, Fusion, field_features
 from pipeline.stage import Stage
+from pipeline.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -174,8 +175,8 @@ def _with_scores(frame: "pd.DataFrame", scores: Artifact, name: str) -> "pd.Data
     missing = int(joined["score"].isna().sum())
     if missing:
         raise SchemaError(
-            f"{scores.path}: {missing} rows of the pool have no score of {name}; move its folder out of the workspace "
-            "and run again, which makes it anew"
+            f"{scores.path}: has no score of {name} for {counted(missing, 'row')} of the pool; move its folder out of "
+            "the workspace and run again, which makes it anew"
         )
     return joined
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pipeline.artifacts import Artifact, Input
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
+from pipeline.text import counted
 from pipeline.tokens import PairTemplate
 
 Role = Literal["teacher", "ranker", "plain student", "encoder"]
@@ -141,18 +142,22 @@ def _data(inputs: Mapping[str, Artifact]) -> str:
     lines = [f"- {PurePath(name).name} ({form})" for name, form in data.get("sources", {}).items()]
     if "documents" in data:
         lines.append(
-            f"- {data['documents']:,} documents, {data['queries']:,} queries, {data['judgments']:,} judgments; "
+            f"- {counted(data['documents'], 'document')}, {counted(data['queries'], 'query')}, "
+            f"{counted(data['judgments'], 'judgment')}; "
             + ", ".join(f"grade {grade}: {count:,}" for grade, count in data["grades"].items())
         )
     for split in ("train", "valid"):
         if split in pairs:
-            lines.append(f"- {split}: {pairs[split]['pairs']:,} pairs of {pairs[split]['queries']:,} queries")
+            lines.append(
+                f"- {split}: {counted(pairs[split]['pairs'], 'pair')} of {counted(pairs[split]['queries'], 'query')}"
+            )
     if "unlabelled" in pairs:
         lines.append(
-            f"- {pairs['labelled']:,} pairs with a grade, and {pairs['unlabelled']:,} without that the teacher scored"
+            f"- {counted(pairs['labelled'], 'pair')} with a grade, and {pairs['unlabelled']:,} without that the "
+            "teacher scored"
         )
     if "mined" in pairs:
-        lines.append(f"- mined negatives: {pairs['kept']:,} of {pairs['queries']:,} queries")
+        lines.append(f"- mined negatives: {pairs['kept']:,} of {counted(pairs['queries'], 'query')}")
     return "\n".join(lines) or "Not described by its artifact."
 
 
@@ -165,7 +170,7 @@ def _training(role: Role, training: TrainingRecord) -> str:
     }
     lines = [f"- losses and weights: {', '.join(f'{name} {value:g}' for name, value in used.items())}"]
     if metrics.get("pairs"):
-        lines.append(f"- {metrics['pairs']:,} pairs, {metrics['tokens']:,} tokens, {metrics['steps']:,} steps")
+        lines.append(f"- {counted(metrics['pairs'], 'pair')}, {metrics['tokens']:,} tokens, {metrics['steps']:,} steps")
     if "vocabulary" in metrics:
         cut = metrics["vocabulary"]
         lines.append(

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from pipeline.errors import ConfigError, MissingError
 from pipeline.models import model_values
-from pipeline.text import read_text
+from pipeline.text import counted, read_text
 
 V = TypeVar("V")
 
@@ -162,7 +162,7 @@ def check_head(path: Path) -> None:
         raise ConfigError(f"{path / 'config.json'}: not a model's config ({error!r})") from error
     if classifies and len(labels) != 1:
         raise ConfigError(
-            f"{path}: its head gives {len(labels)} labels ({', '.join(map(str, labels))}), a relevance model one "
-            "score; save it without its head, AutoModel.from_pretrained(…).save_pretrained(FOLDER), with its tokenizer "
-            "beside it, and give that folder"
+            f"{path}: its head gives {counted(len(labels), 'label')} ({', '.join(map(str, labels))}), a relevance "
+            "model one score; save it without its head, AutoModel.from_pretrained(…).save_pretrained(FOLDER), with its "
+            "tokenizer beside it, and give that folder"
         )

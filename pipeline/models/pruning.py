@@ -25,7 +25,7 @@ from pipeline.models import tokenizers
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.models.families import family_of
-from pipeline.text import document_text
+from pipeline.text import counted, document_text
 
 BATCH = 4096
 """Number of texts that are tokenised at once."""
@@ -183,7 +183,9 @@ def _kept(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: It
         kept |= _merges_of(kept, tree)[0]
     rows = len(_embedding(model).weight)
     if not kept <= set(range(rows)):
-        raise ConfigError(f"vocabulary pruning: token {max(kept)} has no embedding, the table has {rows} rows")
+        raise ConfigError(
+            f"vocabulary pruning: token {max(kept)} has no embedding, the table has {counted(rows, 'row')}"
+        )
     return sorted(kept)
 
 

@@ -25,6 +25,7 @@ from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.models.families import family_of, known_types
 from pipeline.models.ready_made_files import ReadyMadeOptions
 from pipeline.passages import Passages
+from pipeline.text import counted
 
 RELEVANT = ("relevant", "relevance", "positive", "yes", "true", "entailment", "duplicate", "match")
 """Words in `id2label` that name the label of relevance."""
@@ -194,8 +195,8 @@ def _check_vocabulary(path: Path, tokenizer: Any, model: Any) -> None:
     rows = int(model.get_input_embeddings().weight.shape[0])
     if len(tokenizer) > rows:
         raise ConfigError(
-            f"{path}: its tokenizer has {len(tokenizer)} tokens and its embeddings {rows} rows; they are not of one "
-            "model"
+            f"{path}: its tokenizer has {len(tokenizer)} tokens and its embeddings {counted(rows, 'row')}; they are "
+            "not of one model"
         )
 
 

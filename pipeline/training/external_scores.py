@@ -14,6 +14,7 @@ from pipeline.artifacts import Artifact
 from pipeline.data.formats.parquet_reader import read_foreign
 from pipeline.errors import SchemaError
 from pipeline.schema import row_name
+from pipeline.text import counted
 
 Floats = NDArray[np.float64]
 
@@ -37,8 +38,8 @@ def read(path: Path, table: pa.Table, pairs: Artifact) -> tuple[Floats, dict[str
     lost = np.flatnonzero(joined["score"].isna())
     if len(lost):
         raise SchemaError(
-            f"{path}: no score for {len(lost):,} of {len(wanted):,} pairs, {_named(wanted.iloc[lost[0]], keys)} for "
-            f"one; score every row of {pairs.path / 'pairs.parquet'}"
+            f"{path}: no score for {len(lost):,} of {counted(len(wanted), 'pair')}, "
+            f"{_named(wanted.iloc[lost[0]], keys)} for one; score every row of {pairs.path / 'pairs.parquet'}"
         )
     used = given.merge(wanted[keys].drop_duplicates(), on=keys)
     return joined["score"].to_numpy(dtype=np.float64), {"unused rows": len(given) - len(used)}
@@ -65,14 +66,15 @@ def _read_file(path: Path) -> tuple[pd.DataFrame, list[str]]:
     if len(bad):
         value = given["score"].iloc[bad[0]]
         raise SchemaError(
-            f"{path}, {row_name(bad[0])}: score {value} is no finite number ({len(bad)} rows of {len(given)})"
+            f"{path}, {row_name(bad[0])}: score {value} is no finite number ({counted(len(bad), 'row')} of "
+            f"{len(given)})"
         )
     given = _typed_keys(path, given, keys).assign(score=numbers)
     twice = np.flatnonzero(given.duplicated(keys))
     if len(twice):
         raise SchemaError(
-            f"{path}, {row_name(twice[0])}: a second score for {_named(given.iloc[twice[0]], keys)} ({len(twice)} such "
-            "rows); keep one"
+            f"{path}, {row_name(twice[0])}: a second score for {_named(given.iloc[twice[0]], keys)} "
+            f"({counted(len(twice), 'such row')}); keep one"
         )
     return given, keys
 
@@ -90,7 +92,9 @@ def _typed_keys(path: Path, given: pd.DataFrame, keys: list[str]) -> pd.DataFram
         raise SchemaError(f"{path}: column {keys[0]} holds a value that is no whole number ({error})") from error
     if kind is np.int64 and len(cut := np.flatnonzero(pd.to_numeric(given["row_id"]) != named["row_id"])):
         value = given["row_id"].iloc[cut[0]]
-        raise SchemaError(f"{path}, {row_name(cut[0])}: row_id {value} is no whole number ({len(cut)} such rows)")
+        raise SchemaError(
+            f"{path}, {row_name(cut[0])}: row_id {value} is no whole number ({counted(len(cut), 'such row')})"
+        )
     return named
 
 

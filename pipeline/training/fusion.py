@@ -23,6 +23,7 @@ from pipeline.errors import SchemaError
 from pipeline.evaluation import metrics, significance
 from pipeline.features import FEATURES, Fusion, RerankOrder, field_features
 from pipeline.stage import Stage
+from pipeline.text import counted
 from pipeline.training.fusion_candidates import (
     MEASURE,
     RANKS,
@@ -109,8 +110,8 @@ def fit(judged: "pd.DataFrame") -> tuple[Fusion, dict[str, Any]]:
         weights, chosen_name, held_out = _few(lists, values)
         measured["chosen"] = chosen_name
         measured["reason"] = (
-            f"{lists.queries} of {judged['query_id'].nunique()} valid queries have documents of different grade; "
-            f"{MIN_QUERIES} are needed to learn weights, so a simple order is taken: {chosen_name}"
+            f"{lists.queries} of {counted(judged['query_id'].nunique(), 'valid query', 'have')} documents of different "
+            f"grade; {MIN_QUERIES} are needed to learn weights, so a simple order is taken: {chosen_name}"
         )
         log.warning("fusion: %s", measured["reason"])
         if lists.queries:

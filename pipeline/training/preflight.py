@@ -23,6 +23,7 @@ from pipeline.models import base_models, model_files, model_folders, tokenizers
 from pipeline.models.base_models import ModelShape
 from pipeline.models.families import family_of
 from pipeline.recipe import named
+from pipeline.text import counted
 from pipeline.tokens import PairTemplate
 from pipeline.training import augmentation, encoder, pretrain, ranker, ranker_chain, ranker_shape
 
@@ -85,8 +86,8 @@ def check_data(data: Artifact, gate: GateConfig, *, clicks: bool = False) -> lis
     if alone["test"]:
         notes.append("no person judged a test query: the gate decides by grades made from clicks")
     if counts["test"] < gate.min_queries:
-        notes.append(few_test_queries(f"{counts['test']:,}", gate))
-    return [*(f"{count:,} {name} queries" for name, count in counts.items()), *notes]
+        notes.append(few_test_queries(counts["test"], gate))
+    return [*(counted(count, f"{name} query") for name, count in counts.items()), *notes]
 
 
 def check_bases(recipe: Recipe) -> None:

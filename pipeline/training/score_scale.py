@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.errors import TrainingError
+from pipeline.text import counted
 from pipeline.training.loop.batches import Ints
 from pipeline.training.losses import ranking
 
@@ -56,13 +57,13 @@ def fit(raw: Floats, grades: Ints, indices: Ints) -> ScoreScale:
     mean, deviation = float(raw[indices].mean()), float(raw[indices].std())
     if not deviation > 0:
         raise TrainingError(
-            f"teacher scores: all {len(indices)} training pairs have the score {mean}; nothing to learn"
+            f"teacher scores: all {counted(len(indices), 'training pair', 'have')} the score {mean}; nothing to learn"
         )
     slope, thresholds = _most_likely((raw[indices] - mean) / deviation, grades[indices], top)
     if not slope > 0:
         raise TrainingError(
             f"teacher scores: higher scores go with lower grades (slope {slope:.3f} on "
-            f"{len(indices)} training pairs); "
+            f"{counted(len(indices), 'training pair')}); "
             "turn their sign, or exchange external_teacher.positive and external_teacher.negative"
         )
     shift = float(thresholds.mean())

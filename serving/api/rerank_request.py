@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from pipeline import text
 from pipeline.passages import MAX_PASSAGES
+from pipeline.text import counted
 from serving.api.schemas import OTHER_MODEL, OTHER_PRIORITY, ClientShape, RefusedField, RequestBody, check_length, shown
 from serving.errors import InvalidRequestError
 from serving.scoring.document_scores import DocumentLimits
@@ -256,7 +257,7 @@ def first_stage(body: RerankRequest) -> list[float] | None:
         count = len(body.texts if body.texts is not None else documents)
         if len(body.first_stage_scores) != count:
             raise InvalidRequestError(
-                f"{len(body.first_stage_scores)} first_stage_scores for {count} documents; send one for each"
+                f"{len(body.first_stage_scores)} first_stage_scores for {counted(count, 'document')}; send one for each"
             )
         if carry:
             raise InvalidRequestError("first_stage_scores and documents[].score are both there; send one of them")

@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 from statistics import fmean, median
 
+from pipeline.text import counted
 from serving.rollout.pairs import Pair
 from serving.rollout.trials import Bounds
 
@@ -135,8 +136,8 @@ class CanaryMonitor:
         if canary.errors <= expected * max(canary.requests, bounds.min_requests):
             return None
         return (
-            f"{canary.errors} of {canary.requests} requests failed, and {live.errors} of {live.requests} live ones; "
-            f"max_errors is {bounds.max_errors:g}"
+            f"{canary.errors} of {counted(canary.requests, 'request')} failed, and {live.errors} of {live.requests} "
+            f"live ones; max_errors is {bounds.max_errors:g}"
         )
 
     def _missed(self) -> str | None:
@@ -166,8 +167,8 @@ class CanaryMonitor:
         if mean >= self.bounds.min_overlap:
             return None
         return (
-            f"the first results overlap by {mean:.3f} with the live release's in {len(self._overlaps)} requests; "
-            f"min_overlap is {self.bounds.min_overlap:g}"
+            f"the first results overlap by {mean:.3f} with the live release's in "
+            f"{counted(len(self._overlaps), 'request')}; min_overlap is {self.bounds.min_overlap:g}"
         )
 
     def _drop(self) -> str | None:
@@ -177,7 +178,7 @@ class CanaryMonitor:
         if live - canary <= self.bounds.max_ndcg_drop:
             return None
         return (
-            f"nDCG@10 is {canary:.4f} on {len(self._ndcg)} judged queries, the live release's {live:.4f}; "
+            f"nDCG@10 is {canary:.4f} on {counted(len(self._ndcg), 'judged query')}, the live release's {live:.4f}; "
             f"max_ndcg_drop is {self.bounds.max_ndcg_drop:g}"
         )
 

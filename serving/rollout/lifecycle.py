@@ -21,6 +21,7 @@ from pipeline.command_line import typed
 from pipeline.errors import RelevanceError
 from pipeline.releases import Releases
 from pipeline.surface_warnings import surface_warnings
+from pipeline.text import counted
 from serving.errors import NotFoundError, NotReadyError
 from serving.rollout import trials
 from serving.rollout.arrival import RETRY_S, FolderStamp, check_complete, folder_stamp, may_pass
@@ -274,8 +275,8 @@ class Lifecycle:
             return ""
         first = ready.missing[0]
         return (
-            f"{ready.answered} of its {ready.of} shards answer, and {answering} of the live release's; it is taken "
-            f"within {RETRY_S:.0f} s once no fewer do ({first.shard}: {first.reason})"
+            f"{ready.answered} of its {counted(ready.of, 'shard')} answer, and {answering} of the live release's; it "
+            f"is taken within {RETRY_S:.0f} s once no fewer do ({first.shard}: {first.reason})"
         )
 
     def _wait_for_shards(self, name: str, reason: str) -> None:

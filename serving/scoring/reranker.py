@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pipeline import text
 from pipeline.passages import Passages
+from pipeline.text import counted
 from serving.errors import BodyTooLargeError, ClientGoneError, DeadlineError, InferenceError
 from serving.runtime.admission import RequestOptions, admit
 from serving.runtime.deadline import Deadline
@@ -281,8 +282,8 @@ def check_passages(documents: int, passages: int, most: int) -> None:
     """
     if most and passages > most:
         raise BodyTooLargeError(
-            f"the first {documents} documents have {passages} passages; at most {most} are taken in one request "
-            "(RELEVANCE_MAX_PASSAGES): send fewer documents, or a smaller max_chunks_per_doc"
+            f"the first {counted(documents, 'document', 'have')} {passages} passages; at most {most} are taken in one "
+            "request (RELEVANCE_MAX_PASSAGES): send fewer documents, or a smaller max_chunks_per_doc"
         )
 
 
@@ -324,7 +325,7 @@ def _computed(
             log.error("%s %s", engine.identity[:8], words, exc_info=outcome)
         yield number, InferenceError(words)
     if failed > 1:
-        log.error("%s: %d texts of this request failed", engine.identity[:8], failed)
+        log.error("%s: %s of this request failed", engine.identity[:8], counted(failed, "text"))
 
 
 def _outcomes(

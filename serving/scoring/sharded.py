@@ -28,6 +28,7 @@ from index.vector_rows import FoundPassage
 from pipeline.command_line import typed
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.passages import Passages
+from pipeline.text import counted
 from serving.errors import NotReadyError, NotServedError
 from serving.runtime.deadline import Deadline
 from serving.runtime.scheduler import Scheduler
@@ -166,8 +167,8 @@ class ShardedSearcher(Searcher):
             raise ArtifactError(f"{release_path}: not the release of models that `{reindex}` prints; serve that one")
         if collection["shards"] != len(shards.addresses):
             raise ConfigError(
-                f"release {self.release[:12]} has {collection['shards']} shards, and {len(shards.addresses)} addresses "
-                "are given (--shards, RELEVANCE_SHARDS)"
+                f"release {self.release[:12]} has {counted(collection['shards'], 'shard')}, and "
+                f"{len(shards.addresses)} addresses are given (--shards, RELEVANCE_SHARDS)"
             )
         self._shards = shards
         self._count: int = collection["shards"]

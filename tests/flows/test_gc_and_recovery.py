@@ -125,7 +125,7 @@ def test_implausible_documents_need_a_word(copied: Trained, tmp_path: Path) -> N
     single_document = changed_documents(copied, tmp_path / "one", "alone", rows=1)
     before, indexes = Releases(copied.workspace).live(), index_artifacts(copied.workspace)
     for full in (False, True):
-        with pytest.raises(ImplausibleError, match=r"1 documents in place of 150.*--force"):
+        with pytest.raises(ImplausibleError, match=r"1 document in place of 150.*--force"):
             reindexing.reindex([single_document], copied.workspace, full=full)
     assert Releases(copied.workspace).live() == before
     assert index_artifacts(copied.workspace) == indexes, "it is refused before anything is analysed or embedded"

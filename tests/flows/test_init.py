@@ -310,7 +310,7 @@ def test_labels_without_a_column_of_grades_are_refused(tmp_path: Path) -> None:
 
 def test_too_few_queries_are_said_in_the_recipe(tmp_path: Path) -> None:
     first_draft, _ = init.write(str(_rated(tmp_path / "one.csv", ("0", "1"), queries=1)), tmp_path / "one.toml")
-    assert "1 judged queries are too few" in first_draft.too_few
+    assert "1 judged query is too few" in first_draft.too_few
     few, _ = init.write(str(_rated(tmp_path / "few.csv", ("0", "1"), queries=3)), tmp_path / "few.toml")
     assert "judge 20 or more" in few.too_few
     assert few.too_few in (tmp_path / "few.toml").read_text(encoding="utf-8")

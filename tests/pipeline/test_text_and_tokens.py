@@ -156,3 +156,17 @@ def test_a_reason_with_any_line_separator_stays_one_line_of_history(tmp_path: Pa
     path = Releases(tmp_path).root / "history.jsonl"
     path.write_text(json.dumps(asdict(pointer), ensure_ascii=False) + "\n", encoding="utf-8")
     assert Releases(tmp_path).history() == [pointer]
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "verb", "expected"),
+    [
+        (0, "row", "", "0 rows"),
+        (1, "judged query", "are", "1 judged query is"),
+        (2, "judged query", "are", "2 judged queries are"),
+        (1234, "key", "have", "1,234 keys have"),
+        (1, "query", "stand", "1 query stands"),
+    ],
+)
+def test_a_count_its_noun_and_its_verb_agree(count: int, noun: str, verb: str, expected: str) -> None:
+    assert text.counted(count, noun, verb) == expected

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pipeline.data.formats import python_modules
 from pipeline.data.formats.python_modules import SourceModule, source_files
+from pipeline.text import counted
 
 MAX_IMPORTS = 8
 """Number of re-exports that are followed from a public name to its definition."""
@@ -56,7 +57,8 @@ def read(roots: Sequence[Path]) -> list[Docstring]:
         if module is not None:
             modules.setdefault(name, module)
     docstrings = sorted(_named(modules), key=lambda docstring: docstring.name)
-    log.info("docstrings: %d in %d files, %d files not readable", len(docstrings), len(modules), parsed.count(None))
+    read = counted(len(modules), "file")
+    log.info("docstrings: %d in %s; files not readable: %d", len(docstrings), read, parsed.count(None))
     return docstrings
 
 

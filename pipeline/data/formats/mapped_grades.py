@@ -23,6 +23,7 @@ from pipeline.config import SourceConfig
 from pipeline.data.formats import option_text, tables
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.schema import MAX_GRADE, InvalidRow
+from pipeline.text import counted
 
 STEPS_PER_POINT = 3
 """Whole grades for each point of a fractional scale, where the recipe sets no `grade_scale`."""
@@ -69,8 +70,8 @@ def read(values: pa.ChunkedArray, config: SourceConfig, shown: str) -> GradeColu
     words = Counter({word["values"]: word["counts"] for word in cells.value_counts().to_pylist()})
     if not any(word in labels or word.casefold() not in NO_VALUE for word in words):
         raise SchemaError(
-            f"{shown}: the column of grades, {column!r}, has no grade in any of its {len(cells):,} rows; fill it in, "
-            "or map another column as grade"
+            f"{shown}: the column of grades, {column!r}, has no grade in any of its {counted(len(cells), 'row')}; fill "
+            "it in, or map another column as grade"
         )
     if labels:
         grades, faults = tables.named_grades(cells, labels)
@@ -160,8 +161,8 @@ def _only_words(words: Counter[str], column: str) -> str:
     """The message that a column of grades holds words alone."""
     if len(words) > MOST_WORDS:
         return (
-            f"the grades are {len(words):,} different words ({_counted(words, 3)}, …); is {column!r} the column of "
-            "grades? Map the one that is: grade=COLUMN"
+            f"the grades are {counted(len(words), 'different word')} ({_counted(words, 3)}, …); is {column!r} the "
+            "column of grades? Map the one that is: grade=COLUMN"
         )
     wanted = {word: _guess(word, {}) for word in sorted(words)}
     return (
@@ -181,7 +182,7 @@ def _missing(words: Counter[str], there: set[str], labels: Mapping[str, int]) ->
     if not words:
         return ""
     if len(words) > MOST_WORDS:
-        return f"{len(words):,} different words have no grade: {_counted(words, 5)}, …; is it the column of grades?"
+        return f"{counted(len(words), 'word', 'have')} no grade: {_counted(words, 5)}, …; is it the column of grades?"
     numbers = [] if labels else sorted(word for word in there - set(words) if word.casefold() not in NO_VALUE)
     if len(numbers) + len(words) > MOST_WORDS:
         return f"no grade is given for {_counted(words)}; write numbers there, as in the other rows"
@@ -210,7 +211,7 @@ def _guess(word: str, labels: Mapping[str, int]) -> int | None:
 
 def _counted(words: Counter[str], most: int = MOST_WORDS) -> str:
     """Words with their numbers of rows, the commonest first."""
-    return ", ".join(f"{word!r} in {rows:,} row{'s' * (rows > 1)}" for word, rows in words.most_common(most))
+    return ", ".join(f"{word!r} in {counted(rows, 'row')}" for word, rows in words.most_common(most))
 
 
 def _labels_written(labels: Mapping[str, int | None]) -> str:

@@ -31,6 +31,7 @@ from pipeline.data.formats import docstrings, tables
 from pipeline.data.formats.docstring_entries import Entry, entries_of
 from pipeline.data.formats.tables import FoundSource, Tables
 from pipeline.data.formats.text_files import STRING
+from pipeline.text import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -87,7 +88,8 @@ def read(roots: Sequence[Path] = ()) -> Tables:
     documents = _documents(entries)
     queries, judgments = judge(entries)
     sources = ["human"] * len(judgments["grade"])
-    log.info("%d documents, %d queries, %d judgments", len(documents), len(queries["text"]), len(sources))
+    counts = (len(documents), "document"), (len(queries["text"]), "query"), (len(sources), "judgment")
+    log.info("%s", ", ".join(counted(count, noun) for count, noun in counts))
     return Tables(documents=documents, queries=pa.table(queries), judgments=pa.table({**judgments, "source": sources}))
 
 

@@ -31,6 +31,7 @@ from pipeline.data.formats import separated_lines
 from pipeline.errors import MissingError, SchemaError
 from pipeline.text import (
     beside,
+    counted,
     other_format,
     printable,
     read_lines,
@@ -292,8 +293,8 @@ class _Reader:
         self.wrong_row = None
         try:  # Without threads, Arrow counts the rows.
             pacsv.read_csv(self._seen(), **self._options(BLOCK_BYTES, threads=False))
-        except (pa.ArrowException, UnicodeDecodeError, OSError) as counted:
-            error = counted
+        except (pa.ArrowException, UnicodeDecodeError, OSError) as numbered:
+            error = numbered
         row = self.wrong_row
         if row is None or row.number is None:
             reason = " ".join(str(error).split())[:300]
@@ -304,7 +305,7 @@ class _Reader:
         more = f"a value that holds {self.delimiter!r} stands in double quotes" if self.quoted else "take some away"
         advice = more if row.actual_columns > row.expected_columns else "a value that is missing is written as empty"
         return SchemaError(
-            f"{self.path}, line {line}: has {row.actual_columns} field{'s' * (row.actual_columns != 1)} where the "
+            f"{self.path}, line {line}: has {counted(row.actual_columns, 'field')} where the "
             f"first row has {row.expected_columns}; {advice}. The row: {printable(self._restored(row.text))[:SHOWN]}"
         )
 
@@ -402,7 +403,7 @@ class _Reader:
     def _check_width(self, rows: pa.Table | pa.RecordBatch) -> None:
         if rows.num_columns > MAX_COLUMNS:
             raise SchemaError(
-                f"{self.path}: its first row has {rows.num_columns:,} fields, more than {MAX_COLUMNS:,}; is "
+                f"{self.path}: its first row has {counted(rows.num_columns, 'field')}, more than {MAX_COLUMNS:,}; is "
                 f"{self.delimiter!r} what separates them?"
             )
 

@@ -17,7 +17,7 @@ from pipeline.data.formats.tables import Tables
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import SchemaError
 from pipeline.schema import PAGE
-from pipeline.text import read_lines
+from pipeline.text import counted, read_lines
 from pipeline.thumbs import Thumb
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def judgments_of_thumbs(path: Path) -> Tables:
             lines.setdefault((query, doc_id), number)
     decided = {pair: votes for pair, votes in balance.items() if votes}
     ties = len(balance) - len(decided)
-    log.info("%s: %d results judged by thumbs, %d left out as a tie", path, len(decided), ties)
+    log.info("%s: %s judged by thumbs, %d left out as a tie", path, counted(len(decided), "result"), ties)
     pairs = list(decided)
     texts = pa.chunked_array([pa.array([query for query, _ in pairs], STRING)])
     query_ids = tables.ids("q", texts)
@@ -86,7 +86,6 @@ def _last_thumbs(file: Path) -> dict[tuple[str, str, str], tuple[int, Thumb]]:
     if unreadable and not last:
         raise SchemaError(f"{file}, {unreadable[0]}; name a file that the service wrote (RELEVANCE_THUMBS)")
     if unreadable:
-        log.warning(
-            "%s: %d lines are no thumbs and are left out, the first is %s", file, len(unreadable), unreadable[0]
-        )
+        lines = counted(len(unreadable), "line")
+        log.warning("%s: leaves out %s without a thumb, the first is %s", file, lines, unreadable[0])
     return last

@@ -13,7 +13,7 @@ from pipeline.command_line import typed
 from pipeline.data.formats import text_files
 from pipeline.errors import SchemaError
 from pipeline.schema import row_name
-from pipeline.text import read_lines, refuse_old_line_ends
+from pipeline.text import counted, read_lines, refuse_old_line_ends
 
 OTHER_RUNS = "; a run is such lines with blanks or tabs between the fields, or Parquet with query_id, doc_id and score"
 """End of the message on a file that is neither, such as CSV or JSON."""
@@ -164,7 +164,9 @@ def _fields(path: Path, count: int, shape: str, advice: str = "") -> Iterator[tu
             if count == 6 and is_qrels_line(fields):
                 raise SchemaError(_qrels_advice(path))
             refuse_old_line_ends(path)
-            raise SchemaError(f"{path}, line {number}: {len(fields)} fields, not the {count} of '{shape}'{advice}")
+            raise SchemaError(
+                f"{path}, line {number}: {counted(len(fields), 'field')}, not the {count} of '{shape}'{advice}"
+            )
         yield number, fields
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.config import LoopConfig
 from pipeline.errors import ConfigError
+from pipeline.text import counted
 from pipeline.tokens import PairTemplate, TextTemplate
 from pipeline.training.loop import distributed
 from pipeline.training.loop.pair_tokens import Pairs, Ragged
@@ -73,7 +74,7 @@ def _chunks(lists: Sequence[Ints], lengths: Ints, chunk_tokens: int) -> list[Int
     for indices in lists:
         if padded_tokens(lengths[indices]) > chunk_tokens:
             raise ConfigError(
-                f"one query's {len(indices)} pairs have {int(lengths[indices].sum())} tokens, more than "
+                f"a query's {counted(len(indices), 'pair', 'have')} {int(lengths[indices].sum())} tokens, more than "
                 f"loop.chunk_tokens {chunk_tokens}; lower candidates.max_list or max_tokens, or raise loop.chunk_tokens"
             )
     if distributed.processes() > 1:

@@ -22,6 +22,7 @@ from pipeline.artifacts import Artifact
 from pipeline.config import EncoderConfig, LoopConfig
 from pipeline.errors import TrainingError
 from pipeline.models.bi_encoder import BiEncoder
+from pipeline.text import counted
 from pipeline.training.loop import pair_tokens, shards
 from pipeline.training.loop.batches import Ints
 from pipeline.training.loop.loop import Step, train
@@ -71,8 +72,9 @@ def fit(model: BiEncoder, data: Artifact, config: EncoderConfig, checkpoint: Pat
     best = best_pairs(data, config.loop.seed, config.projection_documents)
     if min(len(best.documents), len(best.pairs)) < NEAREST:
         raise TrainingError(
-            f"{data.path}: {len(best.pairs)} judged pairs of training queries and {len(best.documents)} documents; "
-            f"encoder.projection judgments needs {NEAREST} or more of each, take similarities"
+            f"{data.path}: {counted(len(best.pairs), 'judged pair')} of training queries and "
+            f"{counted(len(best.documents), 'document')}; encoder.projection judgments needs {NEAREST} or more of "
+            "each, take similarities"
         )
     label = "projection"
     queries, documents = (

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from pipeline.config import PretrainConfig
 from pipeline.errors import TrainingError
 from pipeline.models import tokenizers
+from pipeline.text import counted
 from pipeline.training.loop import batches, distributed, pair_tokens
 from pipeline.training.loop.batches import Ints
 from pipeline.training.loop.loop import Step, autocast
@@ -103,7 +104,9 @@ class MaskedTask:
         self.train = np.flatnonzero(kept & ~held_out)
         self.held_out = np.flatnonzero(kept & held_out & (self.query < 0))
         if not len(self.train) or not len(self.held_out):
-            raise TrainingError(f"pre-training: of {len(alone)} documents too few are long enough to learn from")
+            raise TrainingError(
+                f"pre-training: of {counted(len(alone), 'document')} too few are long enough to learn from"
+            )
         special = set(tokenizer.all_special_ids)
         ordinary = [number for number in range(len(tokenizer)) if number not in special]
         self.ordinary = torch.tensor(ordinary)

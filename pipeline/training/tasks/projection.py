@@ -21,6 +21,7 @@ from pipeline.artifacts import Artifact
 from pipeline.config import EncoderConfig, LoopConfig
 from pipeline.errors import TrainingError
 from pipeline.models.bi_encoder import BiEncoder
+from pipeline.text import counted
 from pipeline.training.loop import pair_tokens, scoring, shards
 from pipeline.training.loop.batches import Ints
 from pipeline.training.loop.loop import Step, train
@@ -197,8 +198,8 @@ def _texts(model: BiEncoder, data: Artifact, config: EncoderConfig) -> tuple[Rag
     documents = [read[index] for index in np.flatnonzero(read.lengths).tolist()]
     if len(documents) < NEAREST:
         raise TrainingError(
-            f"{data.path}: {len(documents)} documents with words; encoder.projection similarities needs {NEAREST} or "
-            "more, take directions"
+            f"{data.path}: {counted(len(documents), 'document')} with words; encoder.projection similarities needs "
+            f"{NEAREST} or more, take directions"
         )
     excerpts = []
     for ids in documents * EXCERPTS:

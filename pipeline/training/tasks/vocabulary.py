@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pipeline.config import ScratchConfig
 from pipeline.errors import TrainingError
+from pipeline.text import counted
 
 MAX_CHARS = 30_000_000
 """The most characters that are read. Of a larger corpus every second, third, … text is read; more text changes
@@ -42,7 +43,8 @@ def train(texts: Sequence[str], config: ScratchConfig) -> PreTrainedTokenizerFas
         raise TrainingError("no vocabulary can be trained: the documents and training queries are empty")
     texts = texts[:: -(-total // MAX_CHARS)]
     tokenizer = _byte_level_bpe(texts, config) if config.family == "roberta" else _wordpiece(texts, config)
-    log.info("vocabulary: %d tokens from %d texts in %.1f s", len(tokenizer), len(texts), time.monotonic() - began)
+    learned = counted(len(tokenizer), "token"), counted(len(texts), "text")
+    log.info("vocabulary: %s from %s in %.1f s", *learned, time.monotonic() - began)
     return tokenizer
 
 

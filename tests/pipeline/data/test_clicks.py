@@ -219,7 +219,7 @@ def log_of(rows: Sequence[tuple[str, str, object, object]]) -> pd.DataFrame:
         ([("a", "x", 1, 1), ("a", "y", 1, 0)], "all impressions are at position 1; examination and attractiveness"),
         ([("a", "x", 1, 1), ("a", "y", 2, 0)], "no query shows one document at two positions"),
         ([("a", "x", 1, 0), ("a", "x", 2, 0)], "no row is clicked"),
-        ([("a", "x", 1, 1), ("a", "x", "top", 0)], r"1 rows have no position .* line 3: 'top' is not a whole number"),
+        ([("a", "x", 1, 1), ("a", "x", "top", 0)], r"1 row has no position .* line 3: 'top' is not a whole number"),
         ([("a", "x", 1, 1), ("a", "x", 1.5, 0)], "'1.5' is not a whole number from 0"),
         ([("a", "x", 1, 1), ("a", "x", 2, "maybe")], "'maybe' is not true, false or a number of clicks"),
         ([("a", "x", 1, 1), ("a", "x", 2, -1)], "'-1' is not true, false"),

@@ -196,7 +196,7 @@ def test_rows_without_a_watermark_are_read_every_time(
     shop.put("b", updated_at=None)
     with caplog.at_level(logging.WARNING):
         first = follow(source)
-    assert "1 rows have no updated_at, so they are read every time" in caplog.text
+    assert "1 row has no updated_at, so all such rows are read every time" in caplog.text
     shop.run("UPDATE articles SET text = 'other' WHERE doc_id = 'b'")
     assert rows_of(follow(source, first))["b"]["text"] == "other"
 

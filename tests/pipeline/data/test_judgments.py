@@ -245,7 +245,7 @@ def test_published_splits_that_share_a_query_are_refused_by_their_published_name
         [("q1", "a", 1, "train"), ("q2", "a", 1, "dev"), ("q3", "b", 0, "train")],
         ("split",),
     )
-    with pytest.raises(SchemaError, match=r"s: 1 queries stand.*'red shoe' in train and valid.*\"hash\""):
+    with pytest.raises(SchemaError, match=r"s: 1 query stands.*'red shoe' in train and valid.*\"hash\""):
         judgments.make(tmp_path / "w", DataConfig(sources=(source,), splits="source"))
     data = judgments.make(tmp_path / "w", DataConfig(sources=(source,), splits="hash"))
     assert data.metrics["judgments"] == 3

@@ -70,7 +70,7 @@ def test_an_unpublished_query_goes_with_the_published_one_of_the_same_text() -> 
 
 @pytest.mark.parametrize(("first", "second"), [("train", "test"), ("cut", "valid"), ("valid", "test")])
 def test_one_query_on_two_sides_is_an_error_with_examples(first: str, second: str) -> None:
-    with pytest.raises(SchemaError, match=r"1 queries.*'红 shoe' in \w+ and \w+.*data.splits = \"hash\""):
+    with pytest.raises(SchemaError, match=r"1 query stands.*'红 shoe' in \w+ and \w+.*data.splits = \"hash\""):
         splits.assign(["红 Shoe", " 红 SHOE", "other"], [first, second, "train"], SOURCE)
 
 

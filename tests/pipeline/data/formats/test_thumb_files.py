@@ -54,7 +54,7 @@ def test_a_torn_line_is_left_out_and_told(tmp_path: Path, caplog: pytest.LogCapt
     (tmp_path / FILE).write_text("".join(lines), encoding="utf-8")
     with caplog.at_level(logging.WARNING):
         assert grades(tmp_path / FILE) == {("q", "d1"): 1, ("q", "d2"): 0}
-    assert "1 lines are no thumbs and are left out, the first is line 2" in caplog.text
+    assert "leaves out 1 line without a thumb, the first is line 2" in caplog.text
 
 
 @pytest.mark.parametrize(

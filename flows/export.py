@@ -45,17 +45,16 @@ def export(
         WrongKindError: `model` is the folder of another kind of artifact.
         ArtifactError: ONNX gives other scores than PyTorch.
     """
-    from pipeline.export import bundle
-
-    registry = Releases(workspace)
-    opened = registry.open(release) if model is None else None
+    opened = Releases(workspace).open(release) if model is None else None
     config = _config(opened.manifest.config if opened else {}, precisions, overrides)
+    trained = artifacts.load(model) if model is not None else None
+    from pipeline.export import bundle  # It imports torch, which what is missing need not wait for.
+
     if opened:
         old = [release_parts.part(opened, name) for name in ("ranker", "encoder")]
         wanted = [(_input(workspace, exported, "model"), exported) for exported in old]
     else:
-        assert model is not None
-        trained = artifacts.load(model)
+        assert trained is not None
         bundle.STAGE.check("model", trained)
         wanted = [(trained, trained)]
     return {

@@ -40,6 +40,7 @@ def without_heavy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data convert none out",
         "data split none out",
         "quickstart none.csv --no-serve",
+        "export --model none",
     ],
 )
 def test_a_missing_name_is_told_before_anything_heavy_is_imported(

@@ -52,7 +52,8 @@ def read(folder: Path) -> Tables:
     files = _visible_files(folder)
     texts = _texts(files)
     if len(files) > len(texts):
-        log.info("%s: %d files with other names are not read", folder, len(files) - len(texts))
+        other = text.counted(len(files) - len(texts), "file")
+        log.info("%s: does not read %s of another name", folder, other)
     rows = [_title_and_text(file) for file in texts]
     names = [file.relative_to(folder).as_posix() for file in texts]
     columns = {"doc_id": names, "title": [row[0] for row in rows], "text": [row[1] for row in rows]}

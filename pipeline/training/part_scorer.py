@@ -47,7 +47,7 @@ class StateFile:
     def opened(cls, folder: Path, shape: tuple[int, ...]) -> "StateFile":
         """The file of an earlier run, or a new one.
 
-        A new file has its room on the disk reserved, so that a full disk is an error before anything is computed.
+        Its room on the disk is reserved, so that a full disk is an error before anything is computed, and no SIGBUS.
 
         Args:
             folder: the checkpoint folder.
@@ -64,13 +64,12 @@ class StateFile:
                 with disk.kept_if_unreadable(path):
                     states = np.lib.format.open_memmap(path, mode="r+")
                 if states.shape == shape and states.dtype == np.float16:
+                    _reserve(path)  # An earlier run may have ended before it had all of it.
                     return cls(path, states)
             except ValueError as error:
                 log.warning("%s: damaged (%s); its states are computed again", path, error)
         states = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-        if path.stat().st_size > states.offset:
-            with path.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        _reserve(path)
         return cls(path, states)
 
     def write(self, rows: Ints, states: NDArray[np.float16]) -> None:
@@ -86,6 +85,16 @@ class StateFile:
         """Gives the finished file a second name in the artifact's folder; copies where links are not supported."""
         self.states.flush()
         disk.link_or_copy(self.path, folder / self.path.name)
+
+
+def _reserve(path: Path) -> None:
+    """Gives a file all the room on the disk that its size says; what is written there stays.
+
+    Raises:
+        OSError: the disk has no room.
+    """
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 @dataclass(frozen=True, slots=True)

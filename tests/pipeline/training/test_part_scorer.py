@@ -44,3 +44,12 @@ def test_states_that_cannot_be_read_for_a_while_stay(tmp_path: Path, monkeypatch
         with pytest.raises(ArtifactError, match="cannot be read now"):
             StateFile.opened(tmp_path, SHAPE)
     assert (StateFile.opened(tmp_path, SHAPE).digest(ROWS) == first.digest(ROWS)).all()
+
+
+def test_a_file_that_an_earlier_run_left_without_its_room_gets_it(tmp_path: Path) -> None:
+    """Writing to a hole of a mapped file on a full disk ends the process with SIGBUS."""
+    path = tmp_path / "states.npy"
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(1000, 2, 64)).flush()
+    assert path.stat().st_blocks * 512 < path.stat().st_size
+    StateFile.opened(tmp_path, (1000, 2, 64))
+    assert path.stat().st_blocks * 512 >= path.stat().st_size

@@ -169,25 +169,32 @@ def readable_errors(final: Path) -> Iterator[None]:
     except RelevanceError:
         raise
     except Exception as error:
-        reason: BaseException | None = error
-        while reason is not None and not _disk_is_full(reason):
-            reason = reason.__cause__ or reason.__context__
-        if reason is None:
+        cause: BaseException | None = error
+        while cause is not None and not _full_disk(cause):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
             raise
         free = shutil.disk_usage(final.parent if final.parent.exists() else "/").free
-        why = os.strerror(getattr(reason, "errno", None) or errno.ENOSPC)
         raise ArtifactError(
-            f"{final}: could not be written ({why}; {free / 2**20:.0f} MiB free); "
+            f"{final}: could not be written ({os.strerror(_full_disk(cause))}; {free / 2**20:.0f} MiB free); "
             "make room and run again, nothing half-written was kept"
         ) from error
 
 
-def _disk_is_full(error: BaseException) -> bool:
-    if not isinstance(error, OSError):
-        return False
-    if error.errno is None:  # As numpy has it: "10000 requested and 2484 written".
-        return "requested and" in str(error)
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def _full_disk(error: BaseException) -> int:
+    """The error number by which an exception says that a disk takes no more; 0 for other exceptions.
+
+    Libraries in Rust and C++ (safetensors, tokenizers, Faiss) raise errors of their own, with the words of the system.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno if error.errno in _FULL else 0
+    text = str(error)
+    if isinstance(error, OSError) and "requested and" in text:  # As numpy has it: "10000 requested and 2484 written".
+        return errno.ENOSPC
+    return next((number for number in _FULL if f"(os error {number})" in text or os.strerror(number) in text), 0)
 
 
 @contextmanager

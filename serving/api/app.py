@@ -38,7 +38,7 @@ from serving.api import (
 )
 from serving.api.json_io import Json, refusal
 from serving.api.middleware import ServiceMiddleware
-from serving.api.paths import UNKNOWN, Access, find, no_such_path
+from serving.api.paths import UNKNOWN, Access, find, methods, no_such_path
 from serving.api.record import RequestRecord
 from serving.api.request import Service
 from serving.api.thumb_file import ThumbFile
@@ -118,7 +118,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
             return redirect
         return _refusal(request, NotFoundError(no_such_path(request.url.path)))
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = ", ".join(methods(request.scope["path"]))  # The router names those of its first route alone.
         refused = _refusal(request, MethodError(f"{request.method} is not for this path; use {allowed}"))
         refused.headers["allow"] = allowed
         return refused

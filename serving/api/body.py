@@ -61,12 +61,13 @@ class Body:
         """Checks what the head says about the body.
 
         Raises:
-            ContentTypeError: it is not announced as JSON.
+            ContentTypeError: it is not announced as JSON, or is compressed.
             BodyTooLargeError: its announced length is beyond the limit.
         """
         if self.complete:
             return
         self._check_type()
+        self._check_encoding()
         if self._length is not None and self._length > self._limit:
             raise self._too_large(f"has {self._length:,} bytes")
 
@@ -119,6 +120,11 @@ class Body:
         if media_type != "application/json" and not media_type.endswith("+json"):
             named = f"content-type is {media_type[:60]!r}" if sent else "content-type is missing"
             raise ContentTypeError(f"{named}; send the body as application/json")
+
+    def _check_encoding(self) -> None:
+        encoding = self._headers.get("content-encoding", "").strip().lower()
+        if encoding not in ("", "identity"):
+            raise ContentTypeError(f"content-encoding is {encoding[:60]!r}; send the body as it is, uncompressed")
 
     async def _next(self) -> Message:
         try:

@@ -93,11 +93,19 @@ _TEMPLATES = [
 ]
 
 
+def _rows(path: str) -> list[Endpoint]:
+    rows = _EXACT.get(path)
+    return [row for pattern, row in _TEMPLATES if pattern.fullmatch(path)] if rows is None else rows
+
+
+def methods(path: str) -> list[str]:
+    """All methods that a path has."""
+    return sorted({method for row in _rows(path) for method in row.methods})
+
+
 def find(path: str, method: str) -> Endpoint:
     """The row of a request; with a method that the path does not have, the path's first row."""
-    rows = _EXACT.get(path)
-    if rows is None:
-        rows = [row for pattern, row in _TEMPLATES if pattern.fullmatch(path)]
+    rows = _rows(path)
     if not rows:
         return UNKNOWN_ADMIN if path.startswith("/admin/") else UNKNOWN
     return next((row for row in rows if method in row.methods), rows[0])

@@ -4,7 +4,7 @@ Uvicorn limits only the pause between two requests. This protocol adds four rule
 
 - A request head that does not arrive in time is answered with 408, and a client that does not read its answer is cut
   off. `serving.api.body` limits the time for a body, because it can answer.
-- A body in very many very small chunks is refused with 400, see `BodyParser`.
+- A body in very many very small chunks, or with two statements of its length, is refused with 400, see `BodyParser`.
 - A connection is closed after a number of requests or of seconds, always by the header `connection: close` of an
   answer. Clients that keep their connections therefore spread again over all workers after one was replaced.
 - While the service shuts down, each answer closes its connection, and a connection on which no request arrives is
@@ -41,7 +41,11 @@ event loop 10 µs, so a body of single bytes would hold up all other connections
 
 
 class BodyParser(h11.Connection):
-    """An HTTP/1.1 connection that refuses bodies in very many very small chunks."""
+    """An HTTP/1.1 connection that refuses bodies in very many very small chunks, and bodies without a clear end.
+
+    A request with both content-length and transfer-encoding may end elsewhere for a proxy than for this service, which
+    would take the rest for a request of its own, past the proxy's checks (RFC 9112, section 6.3).
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -57,6 +61,8 @@ class BodyParser(h11.Connection):
                 raise h11.RemoteProtocolError("the body comes in too many small chunks")
         elif isinstance(event, h11.Request):
             self._chunks = self._bytes = 0
+            if {b"content-length", b"transfer-encoding"} <= {name for name, _ in event.headers}:
+                raise h11.RemoteProtocolError("content-length and transfer-encoding are both there")
         return event
 
 

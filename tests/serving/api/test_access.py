@@ -1,5 +1,6 @@
 """Host names, content types, credentials and prefixes: what a request's head decides."""
 
+import gzip
 from typing import Any
 
 import httpx
@@ -72,6 +73,15 @@ def test_a_service_with_keys_may_have_any_name_unless_names_are_set(started: Any
     assert client_of(started, api_keys=hashes).get("/livez", headers={"host": "a.example"}).status_code == 200
     limited = client_of(started, api_keys=hashes, allowed_hosts=("b.example",))
     assert limited.get("/livez", headers={"host": "a.example"}).status_code == 421
+
+
+def test_a_compressed_body_is_refused_by_name(keyless: TestClient) -> None:
+    body = gzip.compress(b'{"query": "q", "texts": ["a"]}')
+    response = keyless.post("/rerank", content=body, headers={**JSON, "content-encoding": "gzip"})
+    assert response.status_code == 415
+    assert "content-encoding is 'gzip'; send the body as it is" in response.json()["message"]
+    plain = b'{"query": "q", "texts": ["a"]}'
+    assert keyless.post("/rerank", content=plain, headers={**JSON, "content-encoding": "identity"}).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -361,6 +361,10 @@ def test_unknown_paths_and_methods(client: TestClient) -> None:
     response = client.get("/rerank")
     refused(response, 405, "use POST")
     assert response.headers["allow"] == "POST"
+    for path, allowed in (("/search", "GET, POST"), ("/livez", "GET, HEAD"), ("/v1/models/ranker", "GET")):
+        response = client.put(path)
+        refused(response, 405, f"use {allowed}")
+        assert response.headers["allow"] == allowed
 
 
 # Search.

@@ -170,6 +170,19 @@ def test_a_body_of_single_bytes_is_refused(server: Server) -> None:
     assert answers(server)
 
 
+def test_a_request_that_a_proxy_may_end_elsewhere_is_refused_with_its_connection(server: Server) -> None:
+    """The request after the last chunk is a part of the body by content-length, so no proxy has looked at it."""
+    hidden = b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    for length in (len(BODY), 6 + len(hidden)):
+        framing = b"content-length: %d\r\ntransfer-encoding: chunked\r\n\r\n" % length
+        with connect(server) as smuggling:
+            smuggling.sendall(HEAD + framing + b"0\r\n\r\n" + hidden)
+            answer = everything(smuggling)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert answer.count(b"HTTP/1.1 ") == 1
+    assert answers(server)
+
+
 def test_bodies_that_wait_take_no_more_memory_than_is_allowed(tiny: Any) -> None:
     service = start(tiny.path, RELEVANCE_MAX_BODY_BYTES="2000", RELEVANCE_MAX_HELD_BYTES="3000", RELEVANCE_READ_S="60")
     body = BODY.ljust(2000)

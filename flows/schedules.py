@@ -5,8 +5,7 @@ import logging
 import os
 import shlex
 import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from prefect import serve as serve_deployments
 from prefect._vendor.croniter import croniter  # type: ignore[attr-defined]  # Prefect's scheduler uses it.
 from prefect.client.orchestration import get_client
-from prefect.context import get_settings_context
 from prefect.schedules import Cron, Schedule
-from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, temporary_settings
+from prefect.settings import PREFECT_API_URL
 from prefect.types.entrypoint import EntrypointType
 
 from flows import prefect_flows, sources
@@ -51,7 +49,7 @@ def serve(
         ConfigError: no flow has a cron line and its data, a line or the time zone is invalid, or columns without
             documents.
         MissingError, SchemaError: data that a flow would read is not there, see `sources.refuse_absent`.
-        RelevanceError: the Prefect server does not answer.
+        ConfigError, RelevanceError: there is no Prefect server, see `check_server`.
     """
     settings = recipes.load(recipe, overrides)
     workspace = workspace.resolve()
@@ -71,24 +69,23 @@ def serve(
     os.environ["PYTHONSAFEPATH"] = "1"
     # A shell starts background processes with SIGINT ignored, and Python leaves that as it is.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with _patient_start():
-        check_server()
-        _refuse_absent_data(parameters, settings)
-        label = prefect_flows.label_of(workspace, settings.name)
-        # Beside the form of changes, which has no values of the recipe.
-        description = f"Recipe {settings.name}, with all defaults:\n\n```toml\n{recipes.to_toml(settings)}```\n"
-        deployments = [
-            flow.to_deployment(
-                name=f"{flow.name}-{label}",
-                parameters=parameters[flow.name],
-                description=description,
-                schedule=schedule,
-                # By default, Prefect loads the flow from a file whose path is relative to this folder.
-                entrypoint_type=EntrypointType.MODULE_PATH,
-            )
-            for flow, schedule in scheduled
-        ]
-        serve_deployments(*deployments, pause_on_shutdown=False)
+    check_server()
+    _refuse_absent_data(parameters, settings)
+    label = prefect_flows.label_of(workspace, settings.name)
+    # Beside the form of changes, which has no values of the recipe.
+    description = f"Recipe {settings.name}, with all defaults:\n\n```toml\n{recipes.to_toml(settings)}```\n"
+    deployments = [
+        flow.to_deployment(
+            name=f"{flow.name}-{label}",
+            parameters=parameters[flow.name],
+            description=description,
+            schedule=schedule,
+            # By default, Prefect loads the flow from a file whose path is relative to this folder.
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+        for flow, schedule in scheduled
+    ]
+    serve_deployments(*deployments, pause_on_shutdown=False)
 
 
 def _parameters(
@@ -154,23 +151,20 @@ def _refuse_absent_data(parameters: Mapping[str, Mapping[str, Any]], settings: R
         sources.refuse_absent(source, Path())
 
 
-@contextmanager
-def _patient_start() -> Iterator[None]:
-    """Gives a server that Prefect starts for us 90 s, unless the environment or the profile says how long."""
-    context = get_settings_context()
-    setting = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
-    if setting in context.profile.settings or setting.name in os.environ:
-        yield
-    else:
-        with temporary_settings({setting: 90}):
-            yield
-
-
 def check_server() -> None:
-    """Raises RelevanceError when the settings name a Prefect server and it does not answer."""
+    """Checks that there is a Prefect server.
+
+    Raises:
+        ConfigError: the settings name none.
+        RelevanceError: it does not answer.
+    """
     url = PREFECT_API_URL.value()
     if not url:
-        return
+        raise ConfigError(
+            "no Prefect server is named, and the temporary one that Prefect starts without a name begins no run by a "
+            "cron line; start one with `prefect server start`, and set PREFECT_API_URL=http://127.0.0.1:4200/api in "
+            "the environment or the Prefect profile"
+        )
     with get_client(sync_client=True) as client:
         fault = client.api_healthcheck()
     if fault is not None:

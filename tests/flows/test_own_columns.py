@@ -377,6 +377,7 @@ def test_a_schedule_of_data_that_is_not_there_is_refused_before_it_is_made(
     from flows import schedules
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(schedules, "check_server", lambda: None)
     monkeypatch.setattr(schedules, "serve_deployments", lambda *_, **__: pytest.fail("a schedule was made"))
     table(tmp_path / "items.csv", "id,title,text", "a1,Red knife,sharp")
     table(tmp_path / "judged.csv", "query,title,grade")

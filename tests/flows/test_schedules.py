@@ -250,6 +250,13 @@ def test_a_server_that_does_not_answer_is_one_message(copied: Trained, tmp_path:
     assert len(done.stderr.splitlines()) < 10
 
 
+def test_a_schedule_without_a_server_is_refused_as_nothing_would_ever_run(copied: Trained, tmp_path: Path) -> None:
+    """The server that Prefect starts by itself has no scheduler."""
+    done = _schedule(copied, tmp_path / "prefect", "--set", 'schedule.retrain="* * * * *"')
+    assert done.returncode == 2
+    assert "start one with `prefect server start`, and set PREFECT_API_URL=http://127.0.0.1:4200/api" in done.stderr
+
+
 def test_names_differ_between_recipes_and_workspaces(tmp_path: Path) -> None:
     from flows import prefect_flows
 

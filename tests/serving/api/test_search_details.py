@@ -296,17 +296,21 @@ def test_a_link_and_a_body_may_say_q_or_query_and_take_the_same_parts(client: Te
 # Marks.
 
 
-def marked_by_the_page(texts: list[dict[str, Any]]) -> list[str]:
-    """The text that the page draws for texts and their matches, marks in [ ], by its own function run in Node."""
+def marked_by_the_page(texts: list[dict[str, Any]], line_break: str = "") -> list[str]:
+    """The text that the page draws for texts and their matches, by its own functions run in Node.
+
+    Args:
+        line_break: what stands where a line may end inside a word; marks stand in [ ].
+    """
     node = shutil.which("node")
     if node is None:
         pytest.skip("Node is not installed")
     page = (Path(apps.__file__).parents[1] / "page.html").read_text(encoding="utf-8")
-    function = re.search(r"^function marked\(.*?^}", page, re.MULTILINE | re.DOTALL)
-    assert function is not None
+    functions = re.findall(r"^function (?:withBreaks|marked)\(.*?^}", page, re.MULTILINE | re.DOTALL)
+    assert len(functions) == 2
     script = f"""
-        const el = (tag, name, text) => "[" + text + "]";
-        {function.group()}
+        const el = (tag, name, text) => tag === "wbr" ? {json.dumps(line_break)} : "[" + text + "]";
+        {" ".join(functions)}
         const drawn = {json.dumps(texts)}.map(({{ text, spans }}) => {{
           const parts = [];
           marked({{ append: (...more) => parts.push(...more) }}, text, spans);
@@ -334,6 +338,11 @@ def test_the_page_marks_what_the_lexical_index_finds(client: TestClient, lifecyc
         assert all(wanted & set(analyse(part)) for part in marked_words)
         assert bool(marked_words) == bool(wanted & set(analyse(item["text"])))
     assert any(item["spans"] for item in texts)
+
+
+def test_a_long_name_is_broken_between_its_parts_and_a_number_is_not() -> None:
+    texts = [{"text": "pandas.DataFrame.drop_duplicates 0.5", "spans": [[22, 32]]}]
+    assert marked_by_the_page(texts, "|") == ["pandas.|DataFrame.|drop_[duplicates] 0.5"]
 
 
 def test_matches_count_characters_and_not_utf16(client: TestClient) -> None:

@@ -260,7 +260,7 @@ def _stats(artifact: Artifact) -> CorpusStats:
 
 def unknown_field(name: str, known: Sequence[str]) -> str:
     """The message that no document has a field, with the fields that there are, or how documents come to have some."""
-    advice = "none; `relevance quickstart` and `relevance reindex` keep a column by --columns FIELD=COLUMN"
+    advice = "none; quickstart and reindex keep a column by --columns FIELD=COLUMN"
     return f"no document has a field '{name[:100]}'; there are: {', '.join(known) or advice}"
 
 

@@ -193,7 +193,7 @@ def on_conflicts(reports: Sequence[DataReport]) -> str:
     if not count:
         return ""
     rows = "1 of these rows grades" if count == 1 else f"{count:,} of these rows grade"
-    return f'; {rows} a pair again: a recipe with data.conflicts = "mean", as `relevance init` writes it, averages them'
+    return f'; {rows} a pair again: a recipe with data.conflicts = "mean", as `init` writes it, averages them'
 
 
 def test_queries(reports: Sequence[DataReport], data: DataConfig, gate: GateConfig) -> str:

@@ -217,7 +217,7 @@ def test_an_error_that_no_command_expects_is_shown_without_passwords() -> None:
     code = (
         "import sys; from flows import init; from flows.cli import command\n"
         "def fail(*arguments): raise ValueError('cannot reach postgresql://user:hunter2@host/shop')\n"
-        "init.write = fail; sys.argv = ['relevance', 'init', 'shop.csv']; command.main()"
+        "init.write = fail; sys.argv = ['relevance', 'init', '.']; command.main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -65,9 +65,9 @@ def test_two_columns_of_one_name_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("query_id,doc_id,score\nq1,d1,2.5\n", "line 1: 1 fields, not the 6 .*; a run is such lines .*, or Parquet"),
+        ("query_id,doc_id,score\nq1,d1,2.5\n", "line 1: 1 field, not the 6 .*; a run is such lines .*, or Parquet"),
         (json.dumps({"q1": {"d1": 2.5}}), "line 1: 3 fields, not the 6 .*; a run is such lines .*, or Parquet"),
-        (LINE.replace(" ", ","), "line 1: 1 fields, not the 6"),
+        (LINE.replace(" ", ","), "line 1: 1 field, not the 6"),
         (LINE + LINE.replace("2.5", "2_5"), "line 2: .* score '2_5' no number"),
         (LINE.replace(" 1 ", " 1_0 "), "line 1: rank '1_0' is no whole number"),
         (LINE.replace(" 1 ", f" 1{'0' * 30} "), "line 1: rank '10+' is no whole number"),

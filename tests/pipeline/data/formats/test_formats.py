@@ -221,7 +221,7 @@ def line_at(folder: Path, location: str) -> str:
         return bare(content.decode("latin-1").split("\n")[int(number) - 1])
 
 
-@pytest.mark.parametrize("name", [name for name in WRITERS if name not in ("parquet", "esci")])
+@pytest.mark.parametrize("name", [name for name in WRITERS if name not in ("parquet", "esci", "text")])
 def test_every_row_of_a_format_of_text_is_named_by_its_file_and_line(tmp_path: Path, name: str) -> None:
     WRITERS[name](tmp_path)
     for file in tmp_path.rglob("*"):
@@ -242,6 +242,13 @@ def test_every_row_of_a_format_of_text_is_named_by_its_file_and_line(tmp_path: P
         line = line_at(tmp_path, location)
         for kind, key in (("queries", row["query_id"]), ("documents", row["doc_id"])):
             assert cells[kind][key] in line or re.search(rf"\b{key.rpartition('-')[2]}\b", line)
+
+
+def test_documents_that_are_files_are_named_by_their_file(tmp_path: Path) -> None:
+    source = read(tmp_path, "text")
+    locations = source.locations["documents"](range(source.documents.num_rows))
+    assert locations == source.documents["doc_id"].to_pylist()
+    assert all((tmp_path / location).is_file() for location in locations)
 
 
 def test_rows_of_esci_are_named_by_the_rows_of_its_files(tmp_path: Path) -> None:

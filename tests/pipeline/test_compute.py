@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from index import vectors
 from pipeline import compute, ray_cluster, ray_engine
@@ -24,6 +25,7 @@ from pipeline.export import bundle
 from pipeline.recipe import parse
 from pipeline.training import teacher_scores
 from pipeline.training.loop import scoring, shards
+from pipeline.training.loop.loop import bf16_is_native
 from serving.runtime import offline
 from tests.conftest import Untrained
 
@@ -206,9 +208,14 @@ def test_teacher_scores_and_states_are_those_of_one_process(
     there = teacher_scores.make(tmp_path / "there", **inputs, layers=(1, 2), width=16, engine=engine)
     assert here.fingerprint == there.fingerprint
     first, second = (np.load(item.file("states.npy")).astype(np.float32) for item in (here, there))
-    np.testing.assert_allclose(first, second, rtol=2e-3, atol=1e-6)  # float16: the last bit may differ.
     scores = [_table(item.file("scores.parquet")).column("score").to_numpy() for item in (here, there)]
-    np.testing.assert_allclose(*scores, rtol=0, atol=1e-6)
+    if bf16_is_native(torch.device("cpu")):  # It has 8 bits: a sum in another order may round to its neighbour.
+        np.testing.assert_allclose(first, second, rtol=0.02, atol=0.02)
+        np.testing.assert_allclose(*scores, rtol=0.02, atol=0.02)
+        assert (first == second).mean() > 0.9
+    else:
+        np.testing.assert_allclose(first, second, rtol=2e-3, atol=1e-6)  # float16: the last bit may differ.
+        np.testing.assert_allclose(*scores, rtol=0, atol=1e-6)
 
 
 def _table(path: Path) -> Any:

@@ -332,6 +332,9 @@ def test_a_broken_file_of_trials_leaves_things_as_they_are(begin: Start, fresh: 
 def test_settings_begin_a_trial_or_the_log_says_why_not(
     begin: Start, fresh: Any, caplog: pytest.LogCaptureFixture, kind: Literal["canary", "shadow"]
 ) -> None:
+    def last() -> str:
+        return [message for message in caplog.messages if "not begun" in message][-1]
+
     other, third = fresh.publish(2), fresh.publish(3)
     client, lifecycle = begin(**{kind: other[:12], f"{kind}_share": 1.0})
     assert lifecycle.rollout.active.share(kind) == 1.0
@@ -339,16 +342,16 @@ def test_settings_begin_a_trial_or_the_log_says_why_not(
     assert "not begun" not in caplog.text
     _, beside = begin(**{kind: third, f"{kind}_share": 0.5})
     assert beside.rollout.active.share(kind) == 1.0, "services of one workspace have one trial"
-    assert caplog.messages[-1].startswith(f"{kind} {third[:12]} of the settings: not begun, as {other[:12]} gets 1 of")
+    assert last().startswith(f"{kind} {third[:12]} of the settings: not begun, as {other[:12]} gets 1 of")
     assert client.delete(f"/admin/{kind}?reason=enough").json()["withdrawn"]["reason"] == "enough"
     _, again = begin(**{kind: other[:12], f"{kind}_share": 1.0})
     assert again.rollout.active.share(kind) == 0
     assert re.search(f"{kind} {other[:12]} of the settings: not begun, it was withdrawn at .*: enough", caplog.text)
     begin(**{kind: "live"})
-    assert caplog.messages[-1].endswith("not begun, it is live")
+    assert last().endswith("not begun, it is live")
     fresh.folder(other).rename(fresh.path / "removed")
     begin(**{kind: other[:12]})
-    assert "it was withdrawn at" in caplog.messages[-1], "a trial that is over keeps no service from starting"
+    assert "it was withdrawn at" in last(), "a trial that is over keeps no service from starting"
 
 
 def test_a_service_that_is_pinned_to_a_canary_ends_it_for_no_other(begin: Start, fresh: Any) -> None:

@@ -46,10 +46,10 @@ def serve(
         columns: the map of the tables of documents; see `sources.of_documents`.
 
     Raises:
-        ConfigError: no flow has a cron line and its data, a line or the time zone is invalid, or columns without
-            documents.
+        ConfigError: no flow has a cron line and its data, a line or the time zone is invalid, columns without
+            documents, or the settings name no Prefect server.
         MissingError, SchemaError: data that a flow would read is not there, see `sources.refuse_absent`.
-        ConfigError, RelevanceError: there is no Prefect server, see `check_server`.
+        RelevanceError: the Prefect server does not answer.
     """
     settings = recipes.load(recipe, overrides)
     workspace = workspace.resolve()

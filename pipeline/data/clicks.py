@@ -47,6 +47,7 @@ PRIOR_IMPRESSIONS = 1.0
 """Number of impressions of average attractiveness added to each pair, so that one click does not make it certain."""
 
 MAX_POSITION = 1_000_000
+"""A larger number is no rank in a list that a person saw."""
 
 MOST_ITERATIONS = 2000
 TOLERANCE = 1e-6

@@ -46,23 +46,23 @@ def esci(path: Path) -> Tables:
         "grade": grades,
         "split": tables.splits(tables.column(examples, "split")),
     }
-    queries = pa.table(
+    query_rows = pa.table(
         {
             "query_id": query_ids,
             "text": tables.column(examples, "query"),
             "locale": tables.column(examples, "product_locale"),
         }
     )
-    kept = tables.first_rows(queries, "query_id")
     in_examples = row_locations.in_files([row_locations.numbered(examples_file, examples.num_rows)], path)
+    queries, in_queries = tables.first_of(query_rows, "query_id", locations=in_examples)
     return Tables(
         documents=pa.table(documents),
-        queries=queries.take(kept),
+        queries=queries,
         judgments=pa.table(judgments),
         faults=tuple(faults),
         locations={
             "documents": row_locations.in_files([row_locations.numbered(products_file, products.num_rows)], path),
-            "queries": row_locations.of_chosen(kept, in_examples),
+            "queries": in_queries,
             "judgments": in_examples,
         },
     )

@@ -57,10 +57,8 @@ def homedepot(path: Path) -> Tables:
     means = pc.cast(pc.if_else(good, rows["relevance"], pa.scalar("1", STRING)), pa.float64())
     grades = pc.cast(pc.round(pc.multiply(pc.subtract(means, 1.0), 3.0)), pa.int64())
     products = pa.table({"doc_id": rows["product_uid"], "title": rows["product_title"]})
-    kept = tables.first_rows(products, "doc_id")
-    documents = products.take(kept)
     locations = row_locations.in_files([row_locations.separated(file, rows.num_rows)], path)
-    in_documents = row_locations.of_chosen(kept, locations)
+    documents, in_documents = tables.first_of(products, "doc_id", locations=locations)
     texts = tables.all_the_same("", documents.num_rows)
     for description in descriptions:
         texts, indices, in_texts = _descriptions(description, documents["doc_id"], path)
@@ -72,16 +70,16 @@ def homedepot(path: Path) -> Tables:
         "grade": grades,
         "split": tables.all_the_same(None, rows.num_rows),
     }
-    queries = pa.table({"query_id": query_ids, "text": rows["search_term"]})
-    first_queries = tables.first_rows(queries, "query_id")
+    query_rows = pa.table({"query_id": query_ids, "text": rows["search_term"]})
+    queries, in_queries = tables.first_of(query_rows, "query_id", locations=locations)
     return Tables(
         documents=documents.append_column("text", texts),
-        queries=queries.take(first_queries),
+        queries=queries,
         judgments=pa.table(judgments),
         faults=tuple(tables.unknown_grades(rows["relevance"], good, "is not a mean between 1 and 3")),
         locations={
             "documents": in_documents,
-            "queries": row_locations.of_chosen(first_queries, locations),
+            "queries": in_queries,
             "judgments": locations,
         },
     )

@@ -66,10 +66,10 @@ def read(path: Path) -> Tables:
     judgments = trec_files.read_qrels(path)
     judgments = judgments.append_column("split", tables.all_the_same(None, judgments.num_rows))
     locations = row_locations.in_files([row_locations.one_a_line(path, judgments.num_rows)], path)
-    kept = tables.first_rows(judgments, "query_id")
-    ids = judgments["query_id"].take(kept)
+    first, in_queries = tables.first_of(judgments, "query_id", locations=locations)
+    ids = first["query_id"]
     return Tables(
         queries=pa.table({"query_id": ids, "text": ids}),
         judgments=judgments,
-        locations={"queries": row_locations.of_chosen(kept, locations), "judgments": locations},
+        locations={"queries": in_queries, "judgments": locations},
     )

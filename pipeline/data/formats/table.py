@@ -17,8 +17,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -134,14 +132,15 @@ def assemble(rows: pa.Table, config: SourceConfig, shown: str, locations: NameRo
     if described:
         documents = {"doc_id": columns["doc_id"], "title": titles, "text": texts}
         documents |= {name: columns[name] for name in extra}
-        kept = _first_rows(documents, ("doc_id", "title", "text"))
-        tables_read["documents"] = pa.table(documents).take(kept)
-        named["documents"] = row_locations.of_chosen(kept, locations)
+        # An id with two texts keeps both of them.
+        tables_read["documents"], named["documents"] = tables.first_of(
+            pa.table(documents), "doc_id", "title", "text", locations=locations
+        )
     if queried:
         queries = {"query_id": columns["query_id"], "text": columns["query"]}
-        kept = _first_rows(queries, ("query_id", "text"))
-        tables_read["queries"] = pa.table(queries).take(kept)
-        named["queries"] = row_locations.of_chosen(kept, locations)
+        tables_read["queries"], named["queries"] = tables.first_of(
+            pa.table(queries), "query_id", "text", locations=locations
+        )
     if graded:
         tables_read |= _graded(columns, config, shown)
     if logged:
@@ -323,9 +322,3 @@ def _check_keys(names: set[str], shown: str) -> None:
                 f"{shown}: columns has the key '{key}', which is none of {', '.join(known)}; did you mean "
                 f"'{meant}'? A key that only keeps a column of the documents needs another name"
             )
-
-
-def _first_rows(rows: Mapping[str, pa.ChunkedArray], columns: Sequence[str]) -> pa.Array:
-    """The number of the first of all rows that are equal in these columns; an id with two texts keeps both of them."""
-    frame = pd.DataFrame({name: rows[name].to_pandas() for name in columns})
-    return pa.array(np.flatnonzero(~frame.duplicated().to_numpy()))

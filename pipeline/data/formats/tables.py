@@ -145,23 +145,25 @@ def from_pairs(
     judged_before = pc.cumulative_sum(pc.cast(judged, pa.int64())).to_pylist()  # the row itself counted
     known = judged.to_pylist()
     rows = {"query_id": query_ids, "doc_id": doc_ids, "grade": grades, "split": splits}
-    documents = pa.table({"doc_id": doc_ids, "title": titles, "text": texts}, DOCUMENTS)
+    document_rows = pa.table({"doc_id": doc_ids, "title": titles, "text": texts}, DOCUMENTS)
     query_rows = pa.table({"query_id": query_ids, "text": queries}, QUERIES)
-    kept = {
-        "documents": first_rows(documents, "doc_id"),
-        "queries": first_rows(query_rows, "query_id"),
-        "judgments": pc.indices_nonzero(judged),
-    }
+    documents, in_documents = first_of(document_rows, "doc_id", locations=locations)
+    first_queries, in_queries = first_of(query_rows, "query_id", locations=locations)
+    kept = pc.indices_nonzero(judged)
     return Tables(
-        documents=documents.take(kept["documents"]),
-        queries=query_rows.take(kept["queries"]),
-        judgments=pa.table(rows, JUDGMENTS).take(kept["judgments"]),
+        documents=documents,
+        queries=first_queries,
+        judgments=pa.table(rows, JUDGMENTS).take(kept),
         faults=tuple(
             replace(fault, row=judged_before[fault.row] - 1)
             for fault in faults
             if fault.row is not None and known[fault.row]
         ),
-        locations={kind: row_locations.of_chosen(rows_of, locations) for kind, rows_of in kept.items()},
+        locations={
+            "documents": in_documents,
+            "queries": in_queries,
+            "judgments": row_locations.of_chosen(kept, locations),
+        },
     )
 
 
@@ -172,9 +174,19 @@ def ids(prefix: str, *columns: pa.ChunkedArray) -> pa.Array:
     return pa.array([known.get(row) or known.setdefault(row, prefix + _digest(row)) for row in rows], STRING)
 
 
-def first_rows(table: pa.Table, name: str) -> pa.Array:
-    """The number of the first row of each value of a column, in order."""
-    return pc.indices_nonzero(pa.array(~table[name].to_pandas().duplicated().to_numpy()))
+def first_rows(table: pa.Table, *columns: str) -> pa.Array:
+    """The numbers of the first of all rows that are equal in these columns, in order."""
+    return pc.indices_nonzero(pa.array(~table.select(columns).to_pandas().duplicated().to_numpy()))
+
+
+def first_of(table: pa.Table, *columns: str, locations: NameRows) -> tuple[pa.Table, NameRows]:
+    """The first of all rows that are equal in these columns, in order, and names for them.
+
+    Args:
+        locations: names for the rows of `table`.
+    """
+    kept = first_rows(table, *columns)
+    return table.take(kept), row_locations.of_chosen(kept, locations)
 
 
 def is_text(kind: pa.DataType) -> bool:

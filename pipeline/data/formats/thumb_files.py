@@ -37,7 +37,8 @@ def judgments_of_thumbs(path: Path) -> Tables:
     """
     balance: Counter[tuple[str, str]] = Counter()
     lines: dict[tuple[str, str], int] = {}
-    last = _last_thumbs(thumb_files(path)[0])
+    (file,) = thumb_files(path)
+    last = _last_thumbs(file)
     for (_, query, doc_id), (number, thumb) in last.items():
         if thumb.thumb != "none":
             balance[query, doc_id] += 1 if thumb.thumb == "up" else -1
@@ -56,13 +57,12 @@ def judgments_of_thumbs(path: Path) -> Tables:
         "split": tables.all_the_same(None, len(pairs)),
         "source": tables.all_the_same(PAGE, len(pairs)),
     }
-    kept = tables.first_rows(queries, "query_id")
-    rows = FileRows(thumb_files(path)[0], len(pairs), lambda: [lines[pair] for pair in pairs])
-    locations = row_locations.in_files([rows], path)
+    locations = row_locations.in_files([FileRows(file, len(pairs), lambda: [lines[pair] for pair in pairs])], path)
+    first_queries, in_queries = tables.first_of(queries, "query_id", locations=locations)
     return Tables(
-        queries=queries.take(kept),
+        queries=first_queries,
         judgments=pa.table(judgments),
-        locations={"queries": row_locations.of_chosen(kept, locations), "judgments": locations},
+        locations={"queries": in_queries, "judgments": locations},
     )
 
 

@@ -141,7 +141,8 @@ def _collection(
 ) -> "tuple[list[SourceConfig], Source]":
     """The sources at a path, and all of them read as one collection; arguments and errors as of `look`."""
     from pipeline.config import SourceConfig
-    from pipeline.data import judgments, short_logs
+    from pipeline.data import judgments
+    from pipeline.data.clicks import short_logs
 
     path = named.absolute(path)
     if named.is_recipe(path):
@@ -231,7 +232,7 @@ def _too_few(queries: "pa.Table", judged: "pd.DataFrame", *, logged: bool) -> st
     """
     from pipeline.config import DataConfig
     from pipeline.data import splits
-    from pipeline.data.short_logs import LEAST_QUERIES
+    from pipeline.data.clicks.short_logs import LEAST_QUERIES
 
     texts = dict(zip(queries["query_id"].to_pylist(), queries["text"].to_pylist(), strict=True))
     judged_queries = [texts[name] for name in judged["query_id"].drop_duplicates()]

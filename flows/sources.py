@@ -112,7 +112,7 @@ def of_judgments(
 
     A table must have grades or clicks. A short click log that stands in no recipe is judged by the evidence it allows.
     """
-    from pipeline.data import short_logs
+    from pipeline.data.clicks import short_logs
 
     chosen = of_any_data(path, format, columns, labels)
     if is_recipe(path) or not chosen[0].columns:

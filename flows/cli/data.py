@@ -37,8 +37,9 @@ def data_check(
     Rows that a recipe drops (data.faulty_rows = "drop") or merges (data.conflicts = "max" or "mean") are listed only.
     """
     from flows import sources
-    from pipeline.data import check, short_logs
+    from pipeline.data import check
     from pipeline.data import sources as reader
+    from pipeline.data.clicks import short_logs
     from pipeline.text import counted
 
     recipe = sources.recipe_at(path, overrides or [])

@@ -99,7 +99,7 @@ class DataReport:
     advice: str = ""
     """Advice on mending the rows in `faults`; empty where their reasons say all."""
     clicks: tuple[Mapping[str, Any], ...] = ()
-    """Figures that the judgments of each click log rest on; see `clicks.ClickJudgments`."""
+    """Figures that the judgments of each click log rest on; see `weak_judgments.ClickJudgments`."""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, for JSON."""

@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from pipeline import disk, schema
 from pipeline.config import DataConfig, SourceConfig
-from pipeline.data import judgments, short_logs, splits, validation
+from pipeline.data import judgments, splits, validation
+from pipeline.data.clicks import short_logs
 from pipeline.data.formats.text_files import STRING
 from pipeline.data.validation import ValidatedTables
 from pipeline.errors import SchemaError

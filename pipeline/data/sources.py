@@ -42,7 +42,7 @@ class Source:
     faults: tuple[InvalidRow, ...] = ()
     """Rows of these tables with a value that could not be used as it was read, so that a placeholder stands there."""
     clicks: tuple[Mapping[str, Any], ...] = ()
-    """Counts and thresholds that grades were computed with, for each click log; see `clicks.ClickJudgments`."""
+    """Counts and thresholds that grades were computed with, for each click log; see `weak_judgments.ClickJudgments`."""
     advice: str = ""
     """Advice on mending the rows in `faults`; empty where their reasons say all. See `tables.Tables`."""
     locations: Mapping[str, NameRows] = field(default_factory=dict, repr=False, compare=False)

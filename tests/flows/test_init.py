@@ -21,8 +21,9 @@ from flows.built_in_recipes import RECIPES
 from flows.cli.command import app
 from pipeline import recipe as recipes
 from pipeline.config import SourceConfig
-from pipeline.data import check, convert, short_logs
+from pipeline.data import check, convert
 from pipeline.data import sources as readers
+from pipeline.data.clicks import short_logs
 from pipeline.data.formats import option_text
 from pipeline.errors import ConfigError, InputError, SchemaError
 from pipeline.models.base_models import ModelShape

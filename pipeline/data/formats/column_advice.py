@@ -15,7 +15,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from pipeline.data import clicks
+from pipeline.data.clicks import impressions
 from pipeline.data.formats import column_map, nested
 from pipeline.data.formats.option_text import option, toml_key, written
 from pipeline.errors import MissingError, SchemaError
@@ -92,7 +92,7 @@ def completed(columns: Mapping[str, str], names: Sequence[str], contents: Conten
     if _misspelt(columns, _lacking(columns, contents)):
         return dict(columns)
     rest = guess([name for name in names if name not in columns.values()], contents)
-    other = ("grade", "split") if "clicked" in columns else clicks.ROLES if "grade" in columns else ()
+    other = ("grade", "split") if "clicked" in columns else impressions.ROLES if "grade" in columns else ()
     return {**columns, **{role: name for role, name in rest.items() if role not in (*columns, *other)}}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import islice, zip_longest
 from pathlib import Path
 
-from pipeline.data import clicks
+from pipeline.data.clicks import impressions
 from pipeline.data.formats import nested, parquet_reader, tables, text_files
 from pipeline.errors import SchemaError
 from pipeline.text import read_lines, refuse_old_line_ends
@@ -76,7 +76,7 @@ _TYPE_OR_LANGUAGE = re.compile(rf"_(?:(?:t|s|txt|str|ws)(?:_[a-z]{{2}})?|{'|'.jo
 
 def roles(keys: Collection[str]) -> tuple[str, ...]:
     """The keys of a map of columns that have a meaning; those of click logs have one beside `clicked` alone."""
-    return (*ROLES, *clicks.ROLES) if "clicked" in keys else ROLES
+    return (*ROLES, *impressions.ROLES) if "clicked" in keys else ROLES
 
 
 def role_meant(key: str, known: Collection[str]) -> str:
@@ -110,7 +110,7 @@ def suggest(names: Sequence[str]) -> dict[str, str]:
         row_id = best.pop("doc_id")  # A table of queries alone has no document for it to name.
         best.setdefault("query_id", row_id)
     if "grade" in best or not {"position", "clicked"} <= set(best):
-        return {role: name for role, name in best.items() if role not in clicks.ROLES}
+        return {role: name for role, name in best.items() if role not in impressions.ROLES}
     return {role: name for role, name in best.items() if role != "split" and (role != "time" or "session" in best)}
 
 
@@ -134,7 +134,7 @@ _SPELLINGS: Mapping[str, tuple[str, ...]] = {
 def _match(role: str, names: Sequence[str]) -> str | None:
     """The likeliest of these spellings for a role: a known one, else one almost like the role and of no other."""
     known = next((name for name in _SPELLINGS[role] if name in names), None)
-    if known or role in clicks.ROLES:
+    if known or role in impressions.ROLES:
         return known
     taken = {name for spellings in _SPELLINGS.values() for name in spellings}
     near = difflib.get_close_matches(_spelling(role), [name for name in names if name not in taken], 1, 0.75)

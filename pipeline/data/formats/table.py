@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from pipeline import text
 from pipeline.config import SourceConfig
-from pipeline.data import clicks
+from pipeline.data.clicks import impressions, weak_judgments
 from pipeline.data.formats import (
     column_advice,
     mapped_grades,
@@ -110,7 +110,7 @@ def assemble(rows: pa.Table, config: SourceConfig, shown: str, locations: NameRo
     extra = [name for name in rows.column_names if name not in roles(names)]
     columns = {name: rows[name] for name in rows.column_names}
     if logged and queried and "query_id" not in names:
-        columns["query"] = clicks.usual_spelling(columns["query"])
+        columns["query"] = impressions.usual_spelling(columns["query"])
     blank = tables.all_the_same("", rows.num_rows)
     titles, texts = columns.get("title", blank), columns.get("text", blank)
     if queried:
@@ -144,8 +144,8 @@ def assemble(rows: pa.Table, config: SourceConfig, shown: str, locations: NameRo
     if graded:
         tables_read |= _graded(columns, config, shown)
     if logged:
-        keys = [key for key in ("query_id", "doc_id", *clicks.ROLES) if key in columns]
-        judged = clicks.judge(pa.table({key: columns[key] for key in keys}), config, shown, locations)
+        keys = [key for key in ("query_id", "doc_id", *impressions.ROLES) if key in columns]
+        judged = weak_judgments.judge(pa.table({key: columns[key] for key in keys}), config, shown, locations)
         tables_read |= {"judgments": judged.judgments, "clicks": judged.stats}
     return Tables(**tables_read, locations=named)
 
@@ -226,12 +226,12 @@ def _text(values: pa.ChunkedArray, role: str, shown: str) -> pa.ChunkedArray:
         values = _whole_numbers(values, role, shown)
         kind = values.type
     fits = tables.is_text(kind)
-    if role in ("query_id", "doc_id", "grade", *clicks.ROLES):
+    if role in ("query_id", "doc_id", "grade", *impressions.ROLES):
         fits |= pa.types.is_integer(kind)
-    if role in ("grade", *clicks.ROLES):
+    if role in ("grade", *impressions.ROLES):
         fits |= pa.types.is_floating(kind) or pa.types.is_decimal(kind)
         fits |= pa.types.is_boolean(kind)
-    if role in clicks.ROLES:
+    if role in impressions.ROLES:
         fits |= pa.types.is_timestamp(kind)
     if not fits:
         raise SchemaError(f"{shown}, mapped as {role}, is {kind}, not text; write it as text, or map another column")
@@ -301,11 +301,11 @@ def _json_text(value: Any, role: str) -> str | None:
     if isinstance(value, str):
         return value
     if value is None:
-        return None if role in clicks.ROLES else ""  # Of an id, a query or a grade, that is a fault of its row.
+        return None if role in impressions.ROLES else ""  # Of an id, a query or a grade, that is a fault of its row.
     if isinstance(value, bool):
         return str(value).lower() if role in ("clicked", "grade") else None
-    number = isinstance(value, (int, float) if role in ("grade", *clicks.ROLES) else int)
-    return str(value) if number and role in ("query_id", "doc_id", "grade", *clicks.ROLES) else None
+    number = isinstance(value, (int, float) if role in ("grade", *impressions.ROLES) else int)
+    return str(value) if number and role in ("query_id", "doc_id", "grade", *impressions.ROLES) else None
 
 
 def _check_keys(names: set[str], shown: str) -> None:

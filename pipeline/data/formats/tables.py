@@ -44,7 +44,7 @@ class Tables:
     judgments: pa.Table = field(default_factory=JUDGMENTS.empty_table)
     faults: tuple[InvalidRow, ...] = ()
     clicks: Mapping[str, Any] = field(default_factory=dict)
-    """Figures that the judgments of a click log rest on, see `clicks.ClickJudgments`; empty for other sources."""
+    """Figures that the judgments of a click log rest on, see `ClickJudgments`; empty for other sources."""
     advice: str = ""
     """Advice on mending the rows in `faults`; empty where their reasons say all. See `mapped_grades.GradeColumn`."""
     locations: Mapping[str, NameRows] = field(default_factory=dict, compare=False)

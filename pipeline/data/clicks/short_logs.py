@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.config import SourceConfig
 from pipeline.data import sources
-from pipeline.data.clicks import TooFewImpressionsError
+from pipeline.data.clicks.weak_judgments import TooFewImpressionsError
 from pipeline.data.sources import Source
 from pipeline.errors import SchemaError
 from pipeline.secrets import hide_passwords

@@ -1,4 +1,4 @@
-"""Click logs become weak judgments: a simulator of known truth, the map of columns, and what is refused."""
+"""Click logs become weak judgments: grades of known truth, the map of columns, and what is refused."""
 
 import dataclasses
 import json
@@ -6,7 +6,6 @@ import logging
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,97 +16,12 @@ import pytest
 from pipeline import recipe
 from pipeline.artifacts import Artifact
 from pipeline.config import DataConfig, EvaluationConfig, SourceConfig
-from pipeline.data import candidates, clicks, convert, judgments, sources
+from pipeline.data import candidates, convert, judgments, sources
 from pipeline.data.formats import column_map
 from pipeline.errors import ConfigError, InputError, SchemaError
 from pipeline.evaluation import per_query
+from tests.pipeline.data.clicks.simulated_log import COLUMNS, EXAMINATION, graded, read, simulate
 from tests.tables import stage
-
-EXAMINATION = np.array([1.0, 0.7, 0.45, 0.3, 0.2, 0.12])
-COLUMNS = {"query": "q", "title": "shown", "position": "rank", "clicked": "hit"}
-
-
-def simulate(
-    seed: int, *, queries: int = 40, documents: int = 8, impressions: int = 30_000, positions: int = 6
-) -> tuple[pd.DataFrame, dict[tuple[str, str], float]]:
-    """A log by the model itself, one row a shown result, and the true attractiveness of each pair.
-
-    Rankings are noisy and put attractive documents first, so clicks alone overrate what stands first.
-    """
-    rng = np.random.default_rng(seed)
-    truth = rng.beta(1.2, 2.0, (queries, documents))
-    rows: list[tuple[str, str, int, bool]] = []
-    for query in rng.integers(0, queries, impressions // positions):
-        order = np.argsort(-(truth[query] + rng.normal(0, 0.5, documents)))[:positions]
-        examined = rng.random(positions) < EXAMINATION[:positions]
-        clicked = examined & (rng.random(positions) < truth[query][order])
-        rows += [
-            (f"query {query}", f"document {document}", rank, bool(hit))
-            for rank, (document, hit) in enumerate(zip(order, clicked, strict=True), start=1)
-        ]
-    frame = pd.DataFrame(rows, columns=["q", "shown", "rank", "hit"])
-    names = {
-        (f"query {query}", f"document {document}"): float(truth[query, document])
-        for query in range(queries)
-        for document in range(documents)
-    }
-    return frame, names
-
-
-def read(path: Path, frame: pd.DataFrame, **settings: Any) -> sources.Source:
-    frame.to_csv(path, index=False)
-    return sources.read(SourceConfig(path=str(path), columns=COLUMNS, **settings), Path())
-
-
-def graded(source: sources.Source) -> dict[tuple[str, str], int]:
-    queries = {row["query_id"]: row["text"] for row in source.queries.to_pylist()}
-    documents = {row["doc_id"]: row["title"] for row in source.documents.to_pylist()}
-    return {(queries[row["query_id"]], documents[row["doc_id"]]): row["grade"] for row in source.judgments.to_pylist()}
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_examination_and_attractiveness_of_a_simulated_log_are_recovered(seed: int) -> None:
-    frame, truth = simulate(seed, impressions=120_000)
-    cells = frame.groupby(["q", "shown", "rank"])["hit"].agg(["size", "sum"]).reset_index()
-    pair = cells.groupby(["q", "shown"]).ngroup()
-    model = clicks.fit(
-        pair.to_numpy(np.int64), cells["rank"].to_numpy(np.int64) - 1, *cells[["size", "sum"]].to_numpy(np.int64).T
-    )
-    assert model.iterations < clicks.MOST_ITERATIONS
-    assert model.examination == pytest.approx(EXAMINATION, abs=0.03)
-    pairs = cells.assign(pair=pair).drop_duplicates("pair").sort_values("pair")
-    true = np.array([truth[key] for key in zip(pairs["q"], pairs["shown"], strict=True)])
-    sure = model.examined >= 100
-    assert sure.mean() > 0.5
-    assert np.abs(model.attractiveness - true)[sure].mean() < 0.05
-    rate = (frame.groupby(["q", "shown"])["hit"].mean()).to_numpy()
-    naive = np.corrcoef(rate[sure], true[sure])[0, 1]
-    assert np.corrcoef(model.attractiveness[sure], true[sure])[0, 1] > max(naive, 0.97)
-
-
-def test_the_fit_is_a_maximum_of_the_likelihood() -> None:
-    """No small step away from the fitted values makes the log likelier; computed by a plain loop over its rows."""
-    frame, _ = simulate(7, queries=4, documents=4, impressions=4_000, positions=3)
-    cells = frame.groupby(["q", "shown", "rank"])["hit"].agg(["size", "sum"]).reset_index()
-    pair, rank = cells.groupby(["q", "shown"]).ngroup().to_numpy(np.int64), cells["rank"].to_numpy(np.int64) - 1
-    size, hits = cells[["size", "sum"]].to_numpy(np.int64).T
-    model = clicks.fit(pair, rank, size, hits)
-
-    def likelihood(examination: np.ndarray, attractiveness: np.ndarray) -> float:
-        total = 0.0
-        for p, k, n, c in zip(pair, rank, size, hits, strict=True):
-            chance = examination[k] * attractiveness[p]
-            total += c * np.log(chance) + (n - c) * np.log(1 - chance)
-        # One impression of average attractiveness stands before each pair.
-        average = np.bincount(pair, size) @ attractiveness / size.sum()
-        return total + float((average * np.log(attractiveness) + (1 - average) * np.log(1 - attractiveness)).sum())
-
-    best = likelihood(model.examination, model.attractiveness)
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        other = model.examination * np.exp(rng.normal(0, 0.05, 3))
-        liked = np.clip(model.attractiveness * np.exp(rng.normal(0, 0.05, len(model.attractiveness))), 1e-6, 1 - 1e-6)
-        assert likelihood(np.minimum(other, 1.0), liked) <= best + 0.5
 
 
 def test_a_log_becomes_judgments_of_their_own_source(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -163,50 +77,6 @@ def test_each_kind_of_file_and_a_database_give_the_same_judgments(tmp_path: Path
             frame.to_sql("log", connection, index=False)
         path = f"sqlite:///{path}?table=log"
     assert graded(sources.read(SourceConfig(path=path, columns=COLUMNS), Path())) == expected
-
-
-def test_spellings_of_one_query_are_one_query(tmp_path: Path) -> None:
-    frame, _ = simulate(5, queries=4, impressions=3_000)
-    other = frame["q"].where(frame.index % 3 != 0, frame["q"].str.upper() + " ")
-    assert graded(read(tmp_path / "a.csv", frame.assign(q=other))) == graded(read(tmp_path / "b.csv", frame))
-
-
-def test_rows_of_one_impression_are_joined_by_session_and_time(tmp_path: Path) -> None:
-    """A log that writes a row for what is shown and one more for a click, and shows the same again an hour later."""
-    frame, _ = simulate(6, queries=6, impressions=3_000)
-    frame["s"] = [f"session {row // 6}" for row in range(len(frame))]
-    frame["t"] = pd.Timestamp("2026-01-01") + pd.to_timedelta(np.arange(len(frame)), unit="s")
-    clicked = frame[frame["hit"]].assign(t=lambda rows: rows["t"] + pd.Timedelta(minutes=5))
-    both = pd.concat([frame.assign(hit=False), clicked])
-    later = both.assign(t=lambda rows: rows["t"] + pd.Timedelta(hours=1))
-    columns = {**COLUMNS, "session": "s", "time": "t"}
-
-    def stats(rows: pd.DataFrame, columns: dict[str, str]) -> dict[str, Any]:
-        rows.to_csv(tmp_path / "log.csv", index=False)
-        [counts] = sources.read(SourceConfig(path=str(tmp_path / "log.csv"), columns=columns), Path()).clicks
-        return dict(counts)
-
-    once = stats(both, columns)
-    assert (once["impressions"], once["clicks"]) == (len(frame), int(frame["hit"].sum()))
-    twice = stats(pd.concat([both, later]), columns)
-    assert (twice["impressions"], twice["clicks"]) == (2 * len(frame), 2 * int(frame["hit"].sum()))
-    seconds = both.assign(
-        t=both["t"].astype("int64") // 10**6 if both["t"].dt.unit == "us" else both["t"].astype("int64") // 10**9
-    )
-    for unit in (1, 10**3, 10**6, 10**9):  # JavaScript counts milliseconds, BigQuery microseconds.
-        assert stats(seconds.assign(t=seconds["t"] * unit), columns) == once
-    with pytest.raises(ConfigError, match="maps time and no session"):
-        stats(both, {**COLUMNS, "time": "t"})
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_rows_without_a_session_are_refused_as_they_would_be_one_impression(tmp_path: Path, suffix: str) -> None:
-    frame, _ = simulate(6, queries=6, impressions=3_000)
-    frame["s"] = [f"session {row // 6}" if row % 2 else None for row in range(len(frame))]
-    path = tmp_path / f"log{suffix}"
-    frame.to_csv(path, index=False) if suffix == ".csv" else frame.to_parquet(path, index=False)
-    with pytest.raises(SchemaError, match=rf"{len(frame) // 2:,} rows have no session, the first is .*; leave out"):
-        sources.read(SourceConfig(path=str(path), columns={**COLUMNS, "session": "s"}), Path())
 
 
 def log_of(rows: Sequence[tuple[str, str, object, object]]) -> pd.DataFrame:

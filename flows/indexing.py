@@ -103,7 +103,7 @@ def make_searchable(
         replaced: the documents that these take the place of.
         whole_parts: the result of `index_whole`, where `data` is a shard of these documents; else empty.
     """
-    from index import lexical, semantic_build, shards, vectors
+    from index import lexical_build, semantic_build, shards, vectors
     from serving.runtime import offline
 
     digest = offline.digest(encoder)
@@ -112,7 +112,7 @@ def make_searchable(
     shared = replaced.shared
     store = _stored(run, data=data, previous=shared, check=replaced.check)
     lexical_index = (
-        run(lexical.make, config, data=data, previous=shared.get("lexical"))
+        run(lexical_build.make, config, data=data, previous=shared.get("lexical"))
         if not whole_parts
         else run(shards.lexical, data=data, full=whole_parts["lexical"])
     )
@@ -143,17 +143,17 @@ def index_whole(
     Raises:
         SchemaError: no term in any document or in a field of `index.fields`, or no document passes `index.votes`.
     """
-    from index import lexical
+    from index import lexical_build
     from index.quality import QualityFilter
 
     _stored(run, data=data, previous=previous, check=check)
     if quality := QualityFilter.of(config):
         quality.kept(data)
-    indexes = {"lexical": run(lexical.make, config, data=data, previous=previous.get("lexical"))}
+    indexes = {"lexical": run(lexical_build.make, config, data=data, previous=previous.get("lexical"))}
     for field_name in config.fields:
         part = release_parts.field_part("lexical", field_name)
         named = run.labelled(field_name)
-        indexes[part] = named(lexical.make, config, data=data, field=field_name, previous=previous.get(part))
+        indexes[part] = named(lexical_build.make, config, data=data, field=field_name, previous=previous.get(part))
     return indexes
 
 
@@ -182,7 +182,7 @@ def _fields(
         replaced: see `make_searchable`.
         whole_parts: see `make_searchable`.
     """
-    from index import lexical, semantic_build, shards, vectors
+    from index import lexical_build, semantic_build, shards, vectors
     from serving.runtime import offline
 
     indexes = {}
@@ -192,7 +192,7 @@ def _fields(
         named = run.labelled(field_name)
         part = release_parts.field_part("lexical", field_name)
         indexes[part] = (
-            named(lexical.make, config, data=data, field=field_name, previous=replaced.shared.get(part))
+            named(lexical_build.make, config, data=data, field=field_name, previous=replaced.shared.get(part))
             if not whole_parts
             else named(shards.lexical, data=data, full=whole_parts[part])
         )

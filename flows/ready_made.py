@@ -327,13 +327,13 @@ def _exported(models: ReadyMadeModels, workspace: Path, imported: Artifact, docu
 
 def _judged(path: str, workspace: Path) -> tuple[Artifact, Artifact]:
     """Judged data, with 98 of 100 queries in the valid split, and its pairs of the judged documents."""
-    from index import lexical
+    from index import lexical, lexical_build
     from pipeline.config import CandidatesConfig, DataConfig, IndexConfig, SourceConfig
     from pipeline.data import candidates, judgments
 
     source = SourceConfig(path=_absolute(path))
     data = judgments.make(workspace, DataConfig(sources=(source,), valid_share=0.98, test_share=0.01))
-    words = lexical.make(workspace, IndexConfig(), data=data)
+    words = lexical_build.make(workspace, IndexConfig(), data=data)
     run = lexical.run(workspace, lexical=words, data=data, depth=20, splits=("train", "valid"))
     config = CandidatesConfig(pool="judged", negatives=0)
     return data, candidates.pairs(workspace, config, data=data, run=run)

@@ -32,7 +32,7 @@ def directly(name: str, stage: Callable[[], Artifact]) -> Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """Runs stages in a workspace: `run(lexical.make, recipe.index, data=data)`."""
+    """Runs stages in a workspace: `run(lexical_build.make, recipe.index, data=data)`."""
 
     workspace: Path
     execute: Execute = directly

@@ -15,6 +15,7 @@ MODULES = (
     "pipeline.data.judgments",
     "pipeline.data.corpus",
     "pipeline.data.followed",
+    "index.lexical_build",
     "index.lexical",
     "pipeline.data.candidates",
     "pipeline.data.unlabelled",

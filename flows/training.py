@@ -68,12 +68,12 @@ def _students(recipe: Recipe) -> tuple[RankerConfig, ...]:
 
 def _teacher_inputs(recipe: Recipe, run: Runner) -> TeacherInputs:
     """Makes data, BM25 run, pairs and the base of the teacher; with `encoder_negatives` the pairs of an encoder too."""
-    from index import lexical
+    from index import lexical, lexical_build
     from pipeline.data import candidates, judgments
     from pipeline.training import pretrain
 
     data = run(judgments.make, recipe.data)
-    words = run(lexical.make, recipe.index, data=data)
+    words = run(lexical_build.make, recipe.index, data=data)
     depth = max(recipe.candidates.retrieve, recipe.candidates.negatives_depth + recipe.candidates.skip_top)
     bm25_run = run(lexical.run, lexical=words, data=data, depth=depth, splits=("train", "valid", "test"))
     pairs = run(candidates.pairs, recipe.candidates, data=data, run=bm25_run)

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from index import lexical
+from index import lexical, lexical_build
 from pipeline.artifacts import Artifact
 from pipeline.config import CandidatesConfig, DataConfig, ExportConfig, IndexConfig, LoopConfig, SourceConfig
 from pipeline.config_training import TeacherConfig
@@ -181,7 +181,7 @@ def trained_ranker(workspace: Path, folder: Path, seconds: float) -> Artifact:
     config = CandidatesConfig(pool="judged", negatives=0, max_list=16)
     source = DataConfig(root=str(folder), sources=(SourceConfig(path="wikiqa"),), splits="source")
     data = judgments.make(workspace, source)
-    words = lexical.make(workspace, IndexConfig(), data=data)
+    words = lexical_build.make(workspace, IndexConfig(), data=data)
     run = lexical.run(workspace, lexical=words, data=data, depth=50, splits=("train", "valid", "test"))
     pairs = candidates.pairs(workspace, config, data=data, run=run)
     loop = LoopConfig(max_seconds=seconds, evaluations=2)

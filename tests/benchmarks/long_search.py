@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from index import lexical, semantic_build, vectors
+from index import lexical_build, semantic_build, vectors
 from index.lexical import LexicalIndex
 from index.semantic import SemanticIndex
 from index.vector_texts import TextChoice
@@ -94,7 +94,7 @@ def main() -> None:
     data = stage(workspace, "data", {"documents": pa.table({**columns, "text": long.texts})})
     print(f"{len(long.texts):,} documents, {len(long.queries)} queries", flush=True)
 
-    words = LexicalIndex.load(lexical.make(workspace, IndexConfig(), data=data).path)
+    words = LexicalIndex.load(lexical_build.make(workspace, IndexConfig(), data=data).path)
     bm25 = {query: [(hit.doc_id, hit.score) for hit in words.search(text, 100)] for query, text in long.queries.items()}
     results = {"BM25": measured(long, bm25)}
     sizes = {"BM25": ""}

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from index import lexical
+from index import lexical_build
 from index.lexical import LexicalIndex
 from pipeline.artifacts import Artifact
 from pipeline.config import DataConfig, IndexConfig, SourceConfig
@@ -96,7 +96,7 @@ def collection(name: str, folder: Path, shared_data: Path) -> Collection:
 
 
 def bm25(folder: Path, data: Artifact, query_texts: Sequence[str], field: str) -> Scores:
-    index = LexicalIndex.load(lexical.make(folder, IndexConfig(), data=data, field=field).path)
+    index = LexicalIndex.load(lexical_build.make(folder, IndexConfig(), data=data, field=field).path)
     rows = np.arange(len(index.doc_ids))
     return np.stack([index.scores(query, rows) for query in query_texts])
 

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from index import documents, lexical, semantic_build, vectors
+from index import documents, lexical_build, semantic_build, vectors
 from pipeline import artifacts, features, schema
 from pipeline.artifacts import Artifact
 from pipeline.config import ExportConfig, IndexConfig
@@ -129,7 +129,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     fusion = features.Fusion(weights=dict.fromkeys(features.FEATURES, 1.0)).to_json()
     parts = {
         "encoder": encoder,
-        "lexical": lexical.make(workspace, IndexConfig(), data=data),
+        "lexical": lexical_build.make(workspace, IndexConfig(), data=data),
         "documents": documents.make(workspace, data=data),
         "index": semantic_build.make(workspace, IndexConfig(), vectors=embedded),
         "fusion": stage("fusion", lambda folder: put(folder / "fusion.json", fusion)),

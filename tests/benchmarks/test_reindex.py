@@ -30,7 +30,7 @@ import pytest
 
 from flows import quickstart, ready_made
 from flows import reindex as reindexing
-from index import lexical
+from index import lexical_build
 from index.lexical import LexicalIndex
 from pipeline import artifacts, release_parts
 from pipeline import recipe as recipes
@@ -153,7 +153,7 @@ def assert_equal_to_a_fresh_build(
         registry.workspace / "artifacts" / "corpus" / release_parts.part(release, "lexical").manifest.inputs["data"]
     )
     config = recipes.parse(Recipe, release.manifest.config).index
-    fresh = LexicalIndex.load(lexical.make(folder / "fresh", config, data=corpus).path)
+    fresh = LexicalIndex.load(lexical_build.make(folder / "fresh", config, data=corpus).path)
     assert segmented.doc_ids == fresh.doc_ids == list(documents)
     seconds: dict[str, list[float]] = {"segments": [], "fresh": []}
     for query in queries:

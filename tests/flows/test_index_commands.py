@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from flows import gc, indexes
 from flows import reindex as reindexing
 from flows.cli.command import app
-from index import documents, lexical
+from index import documents, lexical_build
 from index.document_store import DocumentStore
 from pipeline import artifacts, release_parts
 from pipeline import recipe as recipes
@@ -63,7 +63,7 @@ def unclaimed(workspace: Path, number: int) -> list[Artifact]:
             staging.folder.joinpath("documents.parquet").write_bytes(data.file("documents.parquet").read_bytes()) and {}
         ),
     )
-    return [lexical.make(workspace, config, data=data), documents.make(workspace, data=other)]
+    return [lexical_build.make(workspace, config, data=data), documents.make(workspace, data=other)]
 
 
 def test_the_list_says_what_each_release_holds_and_shares(workspace: Path, change: Change) -> None:

@@ -43,7 +43,7 @@ FINGERPRINTS = {
     "report.make_from_run": (1, "6b80f4e31f35202be47e13708d91c61b"),
     "ablation.make": (2, "43872dbc3fba89115c0ee0d4790748df"),
     "bundle.make": (3, "b8f7ad35e73f02814a25fb725571b0eb"),
-    "lexical.make": (1, "a2fee328d0e00d49160ba9989c1d6661"),  # Analysis 4: a re-index keeps its release's models.
+    "lexical_build.make": (1, "a2fee328d0e00d49160ba9989c1d6661"),  # Analysis 4: a re-index keeps its release's models.
     "lexical.run": (1, "09db4e89ae344c16911a12c400efb4a8"),
     "lexical.score": (1, "30ad7439594b787b648ab62097a50e16"),
     "documents.make": (2, "24cb7c520f947934bf1b0e6e82feb33a"),
@@ -94,7 +94,7 @@ def artifact(folder: Path, kind: str, **metrics: Any) -> Artifact:
 
 def calls(folder: Path) -> Iterator[tuple[str, Callable[[], Artifact]]]:
     """Each stage called with the defaults of the recipe and artifacts whose fingerprints are their kinds."""
-    from index import documents, lexical, semantic, semantic_build, vectors
+    from index import documents, lexical, lexical_build, semantic, semantic_build, vectors
     from pipeline.data import candidates, corpus, judgments, unlabelled
     from pipeline.evaluation import ablation, report, systems
     from pipeline.evaluation.ablation import AblationRun
@@ -173,7 +173,7 @@ def calls(folder: Path) -> Iterator[tuple[str, Callable[[], Artifact]]]:
     trials = {"references": [trial], "students": [trial], "ceiling": "plain"}
     yield "ablation.make", call(ablation.make, recipe.evaluation, **about, pool=pool, **trials)
     yield "bundle.make", call(bundle.make, recipe.export, model=of("ranker"), data=data, pairs=pairs)
-    yield "lexical.make", call(lexical.make, recipe.index, data=data)
+    yield "lexical_build.make", call(lexical_build.make, recipe.index, data=data)
     yield "lexical.run", call(lexical.run, lexical=of("lexical"), data=data, depth=20, splits=("train",))
     yield "lexical.score", call(lexical.score, lexical=of("lexical"), data=data, pairs=pool, split="test")
     yield "documents.make", call(documents.make, data=data)

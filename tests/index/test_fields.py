@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index import lexical, semantic_build, vectors
+from index import lexical_build, semantic_build, vectors
 from index.fields import FieldIndexes
 from index.lexical import LexicalIndex
 from index.quality import QualityFilter
@@ -37,8 +37,8 @@ def data(make_data: Callable[..., Artifact]) -> Artifact:
 def test_a_field_is_scored_as_if_documents_had_nothing_else(
     field: str, values: list[str], data: Artifact, make_data: Callable[..., Artifact], tmp_path: Path
 ) -> None:
-    apart = lexical.make(tmp_path, IndexConfig(), data=data, field=field)
-    alone = LexicalIndex.load(lexical.make(tmp_path / "alone", IndexConfig(), data=make_data(values)).path)
+    apart = lexical_build.make(tmp_path, IndexConfig(), data=data, field=field)
+    alone = LexicalIndex.load(lexical_build.make(tmp_path / "alone", IndexConfig(), data=make_data(values)).path)
     indexes = FieldIndexes.load({f"lexical.{field}": apart})
     assert indexes.features == (f"bm25.{field}",)
     for query in ["knife", "red kitchen knife", "7.25 5", "unknown"]:
@@ -87,13 +87,13 @@ def test_a_field_that_is_empty_everywhere_has_no_vectors(make_data: Callable[...
 
 def test_a_column_that_is_not_there_or_empty_is_named(data: Artifact, tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match=r"index\.fields names brand, .* there are doc_id, title, text, tags, price"):
-        lexical.make(tmp_path, IndexConfig(), data=data, field="brand")
+        lexical_build.make(tmp_path, IndexConfig(), data=data, field="brand")
     assert not [path for path in (tmp_path / "artifacts" / "lexical").iterdir() if path.is_dir()]
 
 
 def test_a_column_without_a_word_is_named(make_data: Callable[..., Artifact], tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match=r"not one word in 2 documents; look at their column title, which index"):
-        lexical.make(tmp_path, IndexConfig(), data=make_data(["a b", "c"]), field="title")
+        lexical_build.make(tmp_path, IndexConfig(), data=make_data(["a b", "c"]), field="title")
 
 
 @pytest.mark.parametrize("fields", [("a/b",), ("",), ("..",), ("title", "title"), ("1st",)])

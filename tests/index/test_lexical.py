@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import pytrec_eval
 
-from index import analyzer, lexical, postings, segments
+from index import analyzer, lexical, lexical_build, postings, segments
 from index.analyzer import analyser
 from index.lexical import LexicalIndex
 from pipeline import artifacts, schema
@@ -55,7 +55,7 @@ def test_scores_are_those_of_the_formula(seed: int, tmp_path: Path, make_data: C
     rng = np.random.default_rng(seed)
     texts = random_texts(rng, 60)
     config = IndexConfig(k1=float(rng.uniform(0.3, 2)), b=float(rng.uniform()), language=["", "english"][seed % 2])
-    index = LexicalIndex.load(lexical.make(tmp_path, config, data=make_data(texts)).path)
+    index = LexicalIndex.load(lexical_build.make(tmp_path, config, data=make_data(texts)).path)
     for query in [*random_texts(rng, 5), "apple apple 苹果手机", "runs"]:
         expected = np.array(lucene(texts, query, config))
         np.testing.assert_allclose(index.scores(query, range(60)), expected, rtol=1e-5, atol=1e-6)
@@ -68,7 +68,7 @@ def test_a_text_has_the_score_that_it_would_have_as_a_document(
     rng = np.random.default_rng(seed)
     texts, unindexed = random_texts(rng, 60), ["apple banana apple", "", "unknown words", *random_texts(rng, 5)]
     config = IndexConfig(language=["", "english"][seed % 2], b=[0.4, 1.0][seed % 2])
-    index = LexicalIndex.load(lexical.make(tmp_path, config, data=make_data(texts)).path)
+    index = LexicalIndex.load(lexical_build.make(tmp_path, config, data=make_data(texts)).path)
     for query in [*random_texts(rng, 5), "apple apple 苹果手机", "runs"]:
         np.testing.assert_array_equal(index.text_scores(query, texts), index.scores(query, range(60)))
         expected = lucene(texts, query, config, unindexed)
@@ -80,7 +80,7 @@ def test_a_text_has_the_score_that_it_would_have_as_a_document(
 def test_search_is_the_sorted_scores(seed: int, tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
     rng = np.random.default_rng(seed)
     texts = random_texts(rng, 30) * 2  # Each twice, so that ties abound.
-    index = LexicalIndex.load(lexical.make(tmp_path, IndexConfig(), data=make_data(texts)).path)
+    index = LexicalIndex.load(lexical_build.make(tmp_path, IndexConfig(), data=make_data(texts)).path)
     for query in random_texts(rng, 8):
         scores = index.scores(query, range(60)).tolist()
         order = sorted((row for row in range(60) if scores[row] > 0), key=lambda row: (-scores[row], row))
@@ -91,7 +91,7 @@ def test_search_is_the_sorted_scores(seed: int, tmp_path: Path, make_data: Calla
 
 
 def test_queries_that_find_nothing_give_an_empty_list(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
-    index = LexicalIndex.load(lexical.make(tmp_path, IndexConfig(), data=make_data(["apple pear", ""])).path)
+    index = LexicalIndex.load(lexical_build.make(tmp_path, IndexConfig(), data=make_data(["apple pear", ""])).path)
     for query in ("", " ", "unknown", "\x00", "\ud800", "!?", "未知", "\U0001f34f" * 3):
         assert index.search(query, 5) == []
         assert index.scores(query, [0, 1]).tolist() == [0, 0]
@@ -101,7 +101,7 @@ def test_queries_that_find_nothing_give_an_empty_list(tmp_path: Path, make_data:
 
 
 def test_one_document_is_found(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
-    index = LexicalIndex.load(lexical.make(tmp_path, IndexConfig(), data=make_data(["三江有哪三江"])).path)
+    index = LexicalIndex.load(lexical_build.make(tmp_path, IndexConfig(), data=make_data(["三江有哪三江"])).path)
     (hit,) = index.search("三江", 10)
     assert (hit.row, hit.doc_id) == (0, "d0")
     assert hit.score > 0
@@ -109,7 +109,7 @@ def test_one_document_is_found(tmp_path: Path, make_data: Callable[..., Artifact
 
 def test_title_and_text_are_both_searched(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
     data = make_data(["pear", "plum"], columns={"title": ["apple", "cherry"]})
-    index = LexicalIndex.load(lexical.make(tmp_path, IndexConfig(), data=data).path)
+    index = LexicalIndex.load(lexical_build.make(tmp_path, IndexConfig(), data=data).path)
     assert [hit.row for hit in index.search("apple", 5)] == [hit.row for hit in index.search("pears", 5)] == [0]
     assert index.doc_ids == ["d0", "d1"]
 
@@ -119,17 +119,17 @@ def test_nothing_to_index_is_an_error_that_leaves_nothing(
     texts: list[str], reason: str, tmp_path: Path, make_data: Callable[..., Artifact]
 ) -> None:
     with pytest.raises(SchemaError, match=reason):
-        lexical.make(tmp_path, IndexConfig(), data=make_data(texts))
+        lexical_build.make(tmp_path, IndexConfig(), data=make_data(texts))
     assert [path.name for path in (tmp_path / "artifacts" / "lexical").iterdir() if path.is_dir()] == []
 
 
 def test_an_unknown_language_is_refused_before_any_work(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
     with pytest.raises(ConfigError, match="klingon"):
-        lexical.make(tmp_path, IndexConfig(language="klingon"), data=make_data(["apple"]))
+        lexical_build.make(tmp_path, IndexConfig(language="klingon"), data=make_data(["apple"]))
 
 
 def test_rows_that_are_not_there_are_named(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
-    index = LexicalIndex.load(lexical.make(tmp_path, IndexConfig(), data=make_data(["apple", "pear"])).path)
+    index = LexicalIndex.load(lexical_build.make(tmp_path, IndexConfig(), data=make_data(["apple", "pear"])).path)
     for rows in ([2], [-1]):
         with pytest.raises(SchemaError, match="there are 0 to 1"):
             index.scores("apple", rows)
@@ -137,7 +137,7 @@ def test_rows_that_are_not_there_are_named(tmp_path: Path, make_data: Callable[.
 
 def test_threads_find_what_one_finds(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
     rng = np.random.default_rng(3)
-    index = LexicalIndex.load(lexical.make(tmp_path, IndexConfig(), data=make_data(random_texts(rng, 500))).path)
+    index = LexicalIndex.load(lexical_build.make(tmp_path, IndexConfig(), data=make_data(random_texts(rng, 500))).path)
     queries = random_texts(rng, 200)
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda query: index.search(query, 20), queries))
@@ -145,7 +145,7 @@ def test_threads_find_what_one_finds(tmp_path: Path, make_data: Callable[..., Ar
 
 
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
-    artifact = lexical.make(tmp_path, IndexConfig(), data=make_data(["apple pear", "plum"]))
+    artifact = lexical_build.make(tmp_path, IndexConfig(), data=make_data(["apple pear", "plum"]))
     for name in artifact.manifest.files:
         path = artifact.path / name
         intact = path.read_bytes()
@@ -164,7 +164,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, make_data: Callable[.
 def test_pickled_arrays_and_files_of_another_index_are_refused(
     tmp_path: Path, make_data: Callable[..., Artifact], resealed: Callable[..., Path]
 ) -> None:
-    artifact = lexical.make(tmp_path, IndexConfig(), data=make_data(["apple pear", "plum"]))
+    artifact = lexical_build.make(tmp_path, IndexConfig(), data=make_data(["apple pear", "plum"]))
 
     def pickled(folder: Path) -> None:
         np.save(folder / "counts.npy", np.array([print], object), allow_pickle=True)
@@ -199,7 +199,7 @@ def test_a_run_ranks_the_queries_of_its_splits(tmp_path: Path, make_data: Callab
         queries=queries,
         splits={"q1": "valid", "q2": "train", "q3": "valid", "q4": "test"},
     )
-    index = lexical.make(tmp_path, IndexConfig(), data=data)
+    index = lexical_build.make(tmp_path, IndexConfig(), data=data)
     run = lexical.run(tmp_path, lexical=index, data=data, depth=2, splits=["test", "valid"])
     table = schema.read(run.file("run.parquet"), "run").to_pylist()
     searched = LexicalIndex.load(index.path)
@@ -224,7 +224,7 @@ def test_the_service_loads_nothing_heavy(tmp_path: Path, make_data: Callable[...
 
     data = make_data(["apple", "pear"])
     paths = [
-        lexical.make(tmp_path, IndexConfig(), data=data).path,
+        lexical_build.make(tmp_path, IndexConfig(), data=data).path,
         documents.make(tmp_path, data=data).path,
         semantic_build.make(
             tmp_path,
@@ -256,7 +256,7 @@ def judged(folder: Path, split: str | None, config: IndexConfig, tmp_path: Path,
         return {}
 
     data = artifacts.make(tmp_path, "data", version=1, config={"folder": folder.name}, inputs={}, build=build)
-    index = LexicalIndex.load(lexical.make(tmp_path, config, data=data).path)
+    index = LexicalIndex.load(lexical_build.make(tmp_path, config, data=data).path)
     row_of = {doc_id: row for row, doc_id in enumerate(index.doc_ids)}
     texts = {row["query_id"]: row["text"] for row in pq.read_table(folder / "queries.parquet").to_pylist()}
     qrels: dict[str, dict[str, int]] = {}
@@ -316,7 +316,7 @@ def test_an_index_of_bm25s_is_searched_and_indexed_over_as_before(
 ) -> None:
     rng = np.random.default_rng(seed)
     texts, config = random_texts(rng, 200), IndexConfig(k1=0.9, b=0.4)
-    artifact = lexical.make(tmp_path, config, data=make_data(texts))
+    artifact = lexical_build.make(tmp_path, config, data=make_data(texts))
     path = resealed(artifact, weighed_by_bm25s(texts, config))
     old, new = LexicalIndex.load(path), LexicalIndex.load(artifact.path)
     for query in [*random_texts(rng, 8), "apple apple 苹果手机", "unknown"]:
@@ -327,7 +327,9 @@ def test_an_index_of_bm25s_is_searched_and_indexed_over_as_before(
         assert old.term_scores(query, [3, 7]) == [pytest.approx(terms) for terms in new.term_scores(query, [3, 7])]
     with pytest.raises(MissingError, match="older than BM25 of texts"):
         old.text_scores("apple", ["an apple"])
-    over = lexical.make(tmp_path / "over", config, data=make_data([*texts, "pear"]), previous=artifacts.load(path))
+    over = lexical_build.make(
+        tmp_path / "over", config, data=make_data([*texts, "pear"]), previous=artifacts.load(path)
+    )
     assert "segments" not in over.metrics
     assert len(LexicalIndex.load(over.path).doc_ids) == 201
 
@@ -347,10 +349,10 @@ def test_an_index_that_knew_no_acute_accent_as_an_apostrophe_finds_as_before(
     texts = ["a shelf", "I don\u00b4t know"]
     with monkeypatch.context() as earlier:
         earlier.setattr(analyzer, "VERSION", 3)
-        old = lexical.make(tmp_path, IndexConfig(), data=make_data(texts))
+        old = lexical_build.make(tmp_path, IndexConfig(), data=make_data(texts))
     assert LexicalIndex.load(old.path).search("don't", 5) == []
     assert [hit.row for hit in LexicalIndex.load(old.path).search("don\u00b4t", 5)] == [1]
-    new = lexical.make(tmp_path, IndexConfig(), data=make_data(texts), previous=old)
+    new = lexical_build.make(tmp_path, IndexConfig(), data=make_data(texts), previous=old)
     assert [hit.row for hit in LexicalIndex.load(new.path).search("don't", 5)] == [1]
 
 
@@ -365,24 +367,26 @@ def test_an_index_of_an_earlier_analysis_is_searched_with_it_and_shares_no_segme
     texts = [*(f"shelf number {row}" for row in range(40)), "a Wi\u2011Fi router", "a wifi stick"]
     with monkeypatch.context() as earlier:
         earlier.setattr(analyzer, "VERSION", version)
-        old = lexical.make(tmp_path, IndexConfig(), data=make_data(texts))
+        old = lexical_build.make(tmp_path, IndexConfig(), data=make_data(texts))
     assert old.manifest.config["analysis"] == version
     assert [hit.row for hit in LexicalIndex.load(old.path).search("wifi", 5)] == [41]
     assert [hit.row for hit in LexicalIndex.load(old.path).search("Wi\u2013Fi", 5)] == [40]
     with caplog.at_level("INFO"):
-        new = lexical.make(tmp_path, IndexConfig(), data=make_data([*texts, "one more"]), previous=old)
+        new = lexical_build.make(tmp_path, IndexConfig(), data=make_data([*texts, "one more"]), previous=old)
     assert f"words of analysis {version}" in caplog.text
     assert "segments" not in new.metrics
     for query in ("wifi", "Wi-Fi", "wi\u2212fi"):
         assert {hit.row for hit in LexicalIndex.load(new.path).search(query, 5)} == {40, 41}
-    again = lexical.make(tmp_path, IndexConfig(), data=make_data([*texts, "one more", "and another"]), previous=new)
+    again = lexical_build.make(
+        tmp_path, IndexConfig(), data=make_data([*texts, "one more", "and another"]), previous=new
+    )
     assert again.metrics["segments"] == 2
 
 
 def test_the_manifest_is_the_last_word_on_the_language(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
     data = make_data(["running horses"])
-    stemmed = LexicalIndex.load(lexical.make(tmp_path, IndexConfig(language="english"), data=data).path)
-    whole_words = lexical.make(tmp_path, IndexConfig(language=""), data=data)
+    stemmed = LexicalIndex.load(lexical_build.make(tmp_path, IndexConfig(language="english"), data=data).path)
+    whole_words = lexical_build.make(tmp_path, IndexConfig(language=""), data=data)
     assert stemmed.search("run", 1)
     assert not LexicalIndex.load(whole_words.path).search("run", 1)
     assert (whole_words.path / MANIFEST).is_file()
@@ -392,7 +396,9 @@ def test_the_manifest_is_the_last_word_on_the_language(tmp_path: Path, make_data
 def test_a_query_is_bounded_by_its_terms_and_not_by_its_characters(
     tmp_path: Path, make_data: Callable[..., Artifact], head: str
 ) -> None:
-    index = LexicalIndex.load(lexical.make(tmp_path, IndexConfig(), data=make_data(["apple", "pear", "run"])).path)
+    index = LexicalIndex.load(
+        lexical_build.make(tmp_path, IndexConfig(), data=make_data(["apple", "pear", "run"])).path
+    )
     assert index.search(f"{head}pear", 3) == index.search("pear", 3) != []
     # The 4,096 terms before it are searched for, the unindexed not.
     assert [hit.row for hit in index.search("zebra " * 4095 + "run pear", 3)] == [2]

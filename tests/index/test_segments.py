@@ -18,7 +18,17 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from index import ann, contract, documents, lexical, segments, semantic_build, tuning, vector_matrix, vectors
+from index import (
+    ann,
+    contract,
+    documents,
+    lexical_build,
+    segments,
+    semantic_build,
+    tuning,
+    vector_matrix,
+    vectors,
+)
 from index.digests import Digests, matched
 from index.document_reader import content_digest
 from index.document_store import DocumentStore
@@ -145,7 +155,7 @@ def steps(seed: int, folder: Path) -> Iterator[tuple[Documents, Corpus]]:
 def indexed(workspace: Path, corpus: Documents, before: Mapping[str, Artifact]) -> dict[str, Artifact]:
     data = data_of(workspace, corpus)
     return {
-        "lexical": lexical.make(workspace, IndexConfig(), data=data, previous=before.get("lexical")),
+        "lexical": lexical_build.make(workspace, IndexConfig(), data=data, previous=before.get("lexical")),
         "documents": documents.make(workspace, data=data, previous=before.get("documents")),
     }
 

@@ -19,7 +19,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from index import documents, lexical, semantic_build, vectors
+from index import documents, lexical_build, semantic_build, vectors
 from index.vector_texts import TextChoice
 from pipeline import artifacts, features, schema
 from pipeline.artifacts import Artifact, Staging
@@ -268,7 +268,7 @@ class TinyWorkspace:
         parts = {
             "ranker": ranker,
             "encoder": encoder,
-            "lexical": lexical.make(self.path, config, data=data),
+            "lexical": lexical_build.make(self.path, config, data=data),
             "documents": documents.make(self.path, data=data),
             "index": semantic_build.make(self.path, config, vectors=document_vectors),
             "fusion": artifacts.make(self.path, "fusion", version=1, config={}, inputs={}, build=fusion),

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import pytrec_eval
 
-from index import lexical
+from index import lexical, lexical_build
 from pipeline import schema
 from pipeline.artifacts import Artifact
 from pipeline.config import CandidatesConfig, EvaluationConfig, IndexConfig
@@ -65,7 +65,7 @@ def joined(artifact: Artifact, file: str, own: set[str]) -> list[str]:
 def test_no_run_and_no_table_of_pairs_joins_a_query_with_itself(tmp_path: Path, seed: int) -> None:
     data, own = world(tmp_path, seed)
     assert schema.own_documents(data.path) == own
-    index = lexical.make(tmp_path, IndexConfig(language="english"), data=data)
+    index = lexical_build.make(tmp_path, IndexConfig(language="english"), data=data)
     run = lexical.run(tmp_path, lexical=index, data=data, depth=12, splits=schema.SPLITS)
     searched = lexical.LexicalIndex.load(index.path)
     texts = dict(zip(*pq.read_table(data.file("queries.parquet")).to_pydict().values(), strict=True))
@@ -90,7 +90,7 @@ def test_no_run_and_no_table_of_pairs_joins_a_query_with_itself(tmp_path: Path, 
 
 def test_unlabelled_pairs_do_not_join_a_query_with_itself(tmp_path: Path) -> None:
     data, own = world(tmp_path, 3)
-    index = lexical.make(tmp_path, IndexConfig(language="english"), data=data)
+    index = lexical_build.make(tmp_path, IndexConfig(language="english"), data=data)
     run = lexical.run(tmp_path, lexical=index, data=data, depth=12, splits=schema.SPLITS)
     pairs = candidates.pairs(tmp_path, CONFIG, data=data, run=run)
     queries = unlabelled.queries(tmp_path, CONFIG, data=data)
@@ -160,7 +160,7 @@ def test_numbered_sets_keep_documents_of_the_same_number(tmp_path: Path) -> None
     }
     data = stage(tmp_path, "data", {name: pa.Table.from_pylist(rows) for name, rows in tables.items()})
     assert schema.own_documents(data.path) == set()
-    index = lexical.make(tmp_path, IndexConfig(language="english"), data=data)
+    index = lexical_build.make(tmp_path, IndexConfig(language="english"), data=data)
     run = lexical.run(tmp_path, lexical=index, data=data, depth=5, splits=("test",))
     pool = candidates.pool(tmp_path, CONFIG, data=data, runs=[run])
     assert len(pq.read_table(pool.file("pairs.parquet"))) == 1

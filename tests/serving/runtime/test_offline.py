@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from index import documents, lexical, semantic_build, vectors
+from index import documents, lexical, lexical_build, semantic_build, vectors
 from index.semantic import SemanticIndex
 from pipeline import artifacts, schema, text
 from pipeline.artifacts import Artifact
@@ -37,7 +37,7 @@ def parts(untrained: Any) -> dict[str, Artifact]:
         data=data,
     )
     by_name |= {
-        "lexical": lexical.make(workspace, IndexConfig(), data=data),
+        "lexical": lexical_build.make(workspace, IndexConfig(), data=data),
         "index": semantic_build.make(workspace, IndexConfig(), vectors=embedded),
         "documents": documents.make(workspace, data=data),
         "data": data,

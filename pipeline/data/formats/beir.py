@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.data.formats import row_locations, tables, text_files
+from pipeline.data.formats import row_locations, separated_files, tables
 from pipeline.data.formats.tables import SPLIT_OF, Tables, json_table, qrels_files
 
 
@@ -23,7 +23,7 @@ def beir(path: Path) -> Tables:
     located |= {"queries": [row_locations.one_a_line(queries_file, queries.num_rows)], "judgments": []}
     parts = []
     for file in tables.data_files(path / "qrels", "*.tsv"):
-        rows = text_files.titled(file, ("query-id", "corpus-id", "score"), delimiter="\t", quoted=False)
+        rows = separated_files.titled(file, ("query-id", "corpus-id", "score"), delimiter="\t", quoted=False)
         rows = rows.select(["query-id", "corpus-id", "score"]).rename_columns(["query_id", "doc_id", "grade"])
         parts.append(rows.append_column("split", tables.all_the_same(SPLIT_OF.get(file.stem), rows.num_rows)))
         located["judgments"].append(row_locations.separated(file, rows.num_rows, "\t", quoted=False))

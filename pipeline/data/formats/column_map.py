@@ -7,7 +7,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 
 from pipeline.data.clicks import impressions
-from pipeline.data.formats import nested, parquet_reader, tables, text_files
+from pipeline.data.formats import nested, parquet_reader, separated_files, tables, text_files
 from pipeline.errors import SchemaError
 from pipeline.text import read_lines, refuse_old_line_ends
 
@@ -154,7 +154,7 @@ def samples_of(file: Path, wanted: Sequence[str] = ()) -> dict[str, str]:
         lines = (row for _, row in islice(text_files.json_lines(file), FIRST_LINES)) if suffix in JSON_LINES else None
         values = nested.columns_of(lines or parquet_reader.first_rows(file), wanted)
         return {name: "" if value is None else str(value) for name, value in values.items()}
-    names, *rows = text_files.first_rows(file, delimiter_of(file, wanted), 2) or [[]]
+    names, *rows = separated_files.first_rows(file, delimiter_of(file, wanted), 2) or [[]]
     return dict(zip_longest(names, rows[0] if rows else [], fillvalue=""))
 
 
@@ -173,7 +173,7 @@ def delimiter_of(file: Path, wanted: Sequence[str]) -> str:
 
     def fit(delimiter: str) -> tuple[int, int]:
         try:
-            names = text_files.header(file, delimiter)
+            names = separated_files.header(file, delimiter)
         except SchemaError:
             return (0, 0)
         return len(set(wanted) & set(names)), len(names)

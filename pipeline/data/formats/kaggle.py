@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.formats import row_locations, tables, text_files
+from pipeline.data.formats import row_locations, separated_files, tables, text_files
 from pipeline.data.formats.tables import Tables
 from pipeline.data.formats.text_files import STRING
 from pipeline.schema import NameRows
@@ -26,7 +26,7 @@ def crowdflower_files(path: Path) -> list[Path]:
 def crowdflower(path: Path) -> Tables:
     """CrowdFlower's train.csv (Kaggle 2015): median_relevance 1..4 → 0..3; text is the description."""
     (file,) = crowdflower_files(path)
-    rows = text_files.titled(file, _CROWDFLOWER)
+    rows = separated_files.titled(file, _CROWDFLOWER)
     grades, faults = tables.named_grades(rows["median_relevance"], CROWDFLOWER_GRADES)
     return tables.from_pairs(
         rows["query"],
@@ -52,7 +52,7 @@ def homedepot(path: Path) -> Tables:
     Relevance, a mean of raters from 1 to 3, becomes a grade 0..6 in thirds of a point.
     """
     file, *descriptions = homedepot_files(path)
-    rows = text_files.titled(file, _HOMEDEPOT, encoding=_encoding(file))
+    rows = separated_files.titled(file, _HOMEDEPOT, encoding=_encoding(file))
     good = pc.match_substring_regex(rows["relevance"], r"^(?:[12](?:\.[0-9]+)?|3(?:\.0+)?)$")
     means = pc.cast(pc.if_else(good, rows["relevance"], pa.scalar("1", STRING)), pa.float64())
     grades = pc.cast(pc.round(pc.multiply(pc.subtract(means, 1.0), 3.0)), pa.int64())
@@ -87,7 +87,7 @@ def homedepot(path: Path) -> Tables:
 
 def _descriptions(file: Path, doc_ids: pa.ChunkedArray, path: Path) -> tuple[pa.ChunkedArray, pa.Array, NameRows]:
     """The text of each document, the row of the file that it stands in, null for none, and names for these rows."""
-    more = text_files.titled(file, ("product_uid", "product_description"), encoding=_encoding(file))
+    more = separated_files.titled(file, ("product_uid", "product_description"), encoding=_encoding(file))
     firsts = tables.first_rows(more, "product_uid")
     indices = firsts.take(pc.index_in(doc_ids, value_set=more["product_uid"].take(firsts)))
     texts = pc.fill_null(pc.take(more["product_description"], indices), "")
@@ -116,7 +116,7 @@ def _train_csv(path: Path, wanted: Sequence[str]) -> list[Path]:
     file = path if path.is_file() else path / "train.csv"
     if file.suffix != ".csv" or not file.is_file():
         return []
-    return [file] if set(wanted) <= set(text_files.header(file, ",", "latin-1")) else []
+    return [file] if set(wanted) <= set(separated_files.header(file, ",", "latin-1")) else []
 
 
 def _encoding(file: Path) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.data.formats import row_locations, tables, text_files
+from pipeline.data.formats import row_locations, separated_files, tables
 from pipeline.data.formats.tables import SPLIT_OF, Tables
 
 T2RANKING_GRADES = {"0": 0, "1": 1, "2": 2, "3": 3}
@@ -31,7 +31,7 @@ def t2ranking(path: Path) -> Tables:
     for queries_file, qrels_file in zip(split_files[::2], split_files[1::2], strict=True):
         split = queries_file.name.split(".")[1]
         queries.append(_numbered(split, tables.id_and_text(queries_file, "queries")))
-        rows = text_files.untitled(qrels_file, ("query_id", "iteration", "doc_id", "grade"), heads=("qid",))
+        rows = separated_files.untitled(qrels_file, ("query_id", "iteration", "doc_id", "grade"), heads=("qid",))
         rows = rows.append_column("split", tables.all_the_same(SPLIT_OF[split], rows.num_rows))
         parts.append(_numbered(split, rows))
         located["queries"].append(tables.id_rows(queries_file, queries[-1].num_rows))

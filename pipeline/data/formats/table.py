@@ -29,6 +29,7 @@ from pipeline.data.formats import (
     nested,
     parquet_reader,
     row_locations,
+    separated_files,
     tables,
     text_files,
 )
@@ -186,11 +187,13 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> pa.Table:
     if suffix in JSON_LINES:
         return _read_json(file, columns)
     delimiter = "" if suffix == ".parquet" else delimiter_of(file, wanted)
-    names = text_files.header(file, delimiter) if delimiter else parquet_reader.column_names(file)
+    names = separated_files.header(file, delimiter) if delimiter else parquet_reader.column_names(file)
     if not set(wanted) <= set(names):
         raise SchemaError(f"{file}: {column_advice.fault(columns, samples_of(file, wanted))}")
     rows = (
-        text_files.titled(file, wanted, delimiter=delimiter) if delimiter else parquet_reader.read_foreign(file, wanted)
+        separated_files.titled(file, wanted, delimiter=delimiter)
+        if delimiter
+        else parquet_reader.read_foreign(file, wanted)
     )
     known = roles(columns)
     cells = {

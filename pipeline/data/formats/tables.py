@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline import disk, text
 from pipeline.config import SourceConfig
-from pipeline.data.formats import row_locations, text_files
+from pipeline.data.formats import row_locations, separated_files, text_files
 from pipeline.data.formats.row_locations import FileRows
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import SchemaError
@@ -215,7 +215,7 @@ def qrels_files(path: Path) -> list[Path]:
 
 def id_and_text(file: Path, kind: str) -> pa.Table:
     """Documents or queries of a file of `id TAB text`, without quotes; a line of names at its head is skipped."""
-    rows = text_files.untitled(file, ("id", "text"), heads=("pid", "qid", "id", "doc_id", "query_id"))
+    rows = separated_files.untitled(file, ("id", "text"), heads=("pid", "qid", "id", "doc_id", "query_id"))
     if kind == "queries":
         return pa.table({"query_id": rows["id"], "text": rows["text"]})
     return pa.table({"doc_id": rows["id"], "title": all_the_same("", rows.num_rows), "text": rows["text"]})

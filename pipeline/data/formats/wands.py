@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.data.formats import row_locations, tables, text_files
+from pipeline.data.formats import row_locations, separated_files, tables
 from pipeline.data.formats.tables import Tables, all_or_none
 
 WANDS_GRADES = {"Exact": 2, "Partial": 1, "Irrelevant": 0}
@@ -20,9 +20,9 @@ def wands(path: Path) -> Tables:
     """Wayfair's WANDS, whose .csv files are separated by tabs: Exact, Partial, Irrelevant → 2, 1, 0."""
     query_file, product_file, label_file = wands_files(path)
     names = {"product_id": "doc_id", "product_name": "title", "product_description": "text"}
-    products = text_files.titled(product_file, list(names), delimiter="\t")
-    queries = text_files.titled(query_file, ("query_id", "query"), delimiter="\t")
-    rows = text_files.titled(label_file, ("query_id", "product_id", "label"), delimiter="\t")
+    products = separated_files.titled(product_file, list(names), delimiter="\t")
+    queries = separated_files.titled(query_file, ("query_id", "query"), delimiter="\t")
+    rows = separated_files.titled(label_file, ("query_id", "product_id", "label"), delimiter="\t")
     extra = [name for name in products.column_names if name not in names]
     grades, faults = tables.named_grades(rows["label"], WANDS_GRADES)
     judgments = {

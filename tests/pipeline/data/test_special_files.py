@@ -11,7 +11,7 @@ from flows import ask, init
 from pipeline import text
 from pipeline.config import SourceConfig
 from pipeline.data import convert, sources
-from pipeline.data.formats import text_files, trec_files
+from pipeline.data.formats import separated_files, text_files, trec_files
 from pipeline.errors import InputError, SchemaError
 from pipeline.evaluation import runs
 
@@ -26,7 +26,7 @@ def readers(path: Path) -> list[Callable[[], object]]:
         lambda: sources.find(SourceConfig(path=str(path), columns=COLUMNS), Path()),
         lambda: convert.convert(path, "auto", path.parent / "out"),
         lambda: runs.read(path, "system"),
-        lambda: text_files.header(path, ","),
+        lambda: separated_files.header(path, ","),
         lambda: list(text.read_lines(path)),
     ]
 

@@ -14,7 +14,7 @@ import pytest
 from pipeline import text
 from pipeline.config import SourceConfig
 from pipeline.data import convert, sources, validation
-from pipeline.data.formats import column_map, option_text, sql, table, tables, text_files
+from pipeline.data.formats import column_map, option_text, separated_reader, sql, table, tables
 from pipeline.data.sources import Source
 from pipeline.errors import InputError, SchemaError
 from tests.reads import bytes_read
@@ -241,7 +241,7 @@ def test_a_sample_of_parquet_is_no_reading_of_the_file(tmp_path: Path) -> None:
 
 
 def test_a_table_is_read_once_and_its_columns_from_its_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (text, text_files):
+    for module in (text, separated_reader):
         monkeypatch.setattr(module, "HEAD_BYTES", 1 << 14)
     file = tmp_path / "ratings.csv"
     lines = "".join(f"knife {number};{'a knife ' * 20};{number % 3}\r\n" for number in range(10_000))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.formats import text_files
+from pipeline.data.formats import separated_files, separated_reader
 from pipeline.errors import MissingError, SchemaError
 
 
@@ -95,10 +95,10 @@ def test_rows_are_those_of_a_slow_parser_from_the_first_to_the_last(
         path.write_bytes(b"\xef\xbb\xbf" * marked + content.encode())
         if expected is None:
             with pytest.raises(SchemaError, match=r"table\.csv"):
-                text_files.titled(path, (), delimiter=delimiter, quoted=quoted)
+                separated_files.titled(path, (), delimiter=delimiter, quoted=quoted)
             return
-        assert text_files.header(path, delimiter, quoted=quoted) == (expected[0] if expected else [])
-        table = text_files.titled(path, (), delimiter=delimiter, quoted=quoted)
+        assert separated_files.header(path, delimiter, quoted=quoted) == (expected[0] if expected else [])
+        table = separated_files.titled(path, (), delimiter=delimiter, quoted=quoted)
         assert table.column_names == (expected[0] if expected else [])
         rows = [list(row) for row in zip(*(column.to_pylist() for column in table.columns), strict=True)]
         assert rows == expected[1:]
@@ -108,23 +108,23 @@ def test_rows_are_those_of_a_slow_parser_from_the_first_to_the_last(
 def test_rows_and_quotes_may_cross_the_blocks_that_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    monkeypatch.setattr(text_files, "BLOCK_BYTES", 128)
-    monkeypatch.setattr(text_files, "HEAD_BYTES", 16)
+    monkeypatch.setattr(separated_reader, "BLOCK_BYTES", 128)
+    monkeypatch.setattr(separated_reader, "HEAD_BYTES", 16)
     content = "".join(f'{number},"a{end}b ""{number}"" \r c"{end}' for number in range(500))
     (tmp_path / "table.csv").write_bytes(f"number,{'n' * 40}{end}{content}".encode())
     expected = parse_slowly((tmp_path / "table.csv").read_bytes().decode(), ",", True)
     assert expected is not None
     assert len(expected) == 501
-    table = text_files.titled(tmp_path / "table.csv", ("number",))
+    table = separated_files.titled(tmp_path / "table.csv", ("number",))
     assert [list(row.values()) for row in table.to_pylist()] == expected[1:]
-    assert text_files.header(tmp_path / "table.csv", ",") == expected[0]
+    assert separated_files.header(tmp_path / "table.csv", ",") == expected[0]
 
 
 def test_a_first_row_may_be_longer_than_any_limit_of_another_parser(tmp_path: Path) -> None:
     name = "n" * 3_000_000
     (tmp_path / "table.csv").write_text(f"{name},b\n1,2\n")
-    assert text_files.header(tmp_path / "table.csv", ",") == [name, "b"]
-    assert text_files.titled(tmp_path / "table.csv", ("b",))["b"].to_pylist() == ["2"]
+    assert separated_files.header(tmp_path / "table.csv", ",") == [name, "b"]
+    assert separated_files.titled(tmp_path / "table.csv", ("b",))["b"].to_pylist() == ["2"]
 
 
 @pytest.mark.parametrize(
@@ -151,20 +151,20 @@ def test_a_first_row_may_be_longer_than_any_limit_of_another_parser(tmp_path: Pa
 def test_what_cannot_be_parsed_is_one_error_that_names_the_place(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "table.csv").write_bytes(content)
     with pytest.raises(SchemaError, match=r"table\.csv.*" + message):
-        text_files.titled(tmp_path / "table.csv", ("b",))
+        separated_files.titled(tmp_path / "table.csv", ("b",))
 
 
 def test_a_table_without_names_keeps_its_first_row_unless_it_is_one_of_names(tmp_path: Path) -> None:
     path = tmp_path / "collection.tsv"
     path.write_bytes(b'\n\npid\ttext\n1\ta "quoted" \r word\n')
-    assert text_files.untitled(path, ("id", "text"), heads=("pid",)).to_pylist() == [
+    assert separated_files.untitled(path, ("id", "text"), heads=("pid",)).to_pylist() == [
         {"id": "1", "text": 'a "quoted" \r word'}
     ]
-    assert text_files.untitled(path, ("id", "text")).num_rows == 2
+    assert separated_files.untitled(path, ("id", "text")).num_rows == 2
     with pytest.raises(SchemaError, match="Expected 3 columns, got 2 in the first row"):
-        text_files.untitled(path, ("id", "text", "more"))
+        separated_files.untitled(path, ("id", "text", "more"))
     with pytest.raises(MissingError, match="no such file"):
-        text_files.untitled(tmp_path / "absent.tsv", ("id",))
+        separated_files.untitled(tmp_path / "absent.tsv", ("id",))
 
 
 def test_a_command_that_ends_after_the_first_row_ends_with_its_own_code(tmp_path: Path) -> None:
@@ -172,8 +172,8 @@ def test_a_command_that_ends_after_the_first_row_ends_with_its_own_code(tmp_path
     path = tmp_path / "long.csv"
     path.write_text("query,title\n" + "a query,a title\n" * 250_000, encoding="utf-8")
     script = (
-        "import sys; from pathlib import Path; from pipeline.data.formats import text_files; "
-        "text_files.header(Path(sys.argv[1]), ','); raise SystemExit(2)"
+        "import sys; from pathlib import Path; from pipeline.data.formats import separated_files; "
+        "separated_files.header(Path(sys.argv[1]), ','); raise SystemExit(2)"
     )
     processes = [subprocess.Popen([sys.executable, "-c", script, str(path)]) for _ in range(12)]
     assert [process.wait(timeout=120) for process in processes] == [2] * 12

@@ -10,13 +10,13 @@ import json
 import math
 import re
 import shlex
-import stat
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
+from pipeline import regular_files
 from pipeline.errors import MissingError, SchemaError
 
 HEAD_BYTES = 1 << 20
@@ -39,29 +39,8 @@ def read_text(path: Path) -> str:
         SchemaError: the path is a folder, a device or a named pipe.
         UnicodeDecodeError: the file is not UTF-8.
     """
-    refuse_special(path, pipes=True)
+    regular_files.refuse_special(path, pipes=True)
     return path.read_bytes().decode("utf-8-sig")
-
-
-def refuse_special(path: Path, *, pipes: bool = False) -> None:
-    """Refuses a path that is there and no file: reading a device may never end, and a pipe is read only once.
-
-    Args:
-        pipes: allow a pipe between two processes, such as /dev/stdin, for what is read once. A named pipe, which may
-            have no other end, is refused all the same.
-
-    Raises:
-        SchemaError: the path is a folder, a device or a pipe.
-    """
-    try:
-        mode = path.stat().st_mode
-    except OSError:
-        return  # Whoever reads it says so.
-    if stat.S_ISDIR(mode):
-        raise SchemaError(f"{path}: is a folder, not a file; name the file in it")
-    is_unnamed_pipe = stat.S_ISFIFO(mode) and not path.resolve().exists()
-    if not (stat.S_ISREG(mode) or (pipes and is_unnamed_pipe)):
-        raise SchemaError(f"{path}: is a pipe or a device, not a file; write what it gives into a file and name that")
 
 
 def refuse_old_line_ends(path: Path) -> None:
@@ -192,7 +171,7 @@ def _convert(encoding: str, path: Path) -> str:
 
 
 def _raw_lines(path: Path) -> Iterator[bytes]:
-    refuse_special(path)
+    regular_files.refuse_special(path)
     try:
         with path.open("rb") as file:
             yield from file

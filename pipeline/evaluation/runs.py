@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.artifacts import Artifact
 from pipeline.errors import MissingError, SchemaError
+from pipeline.regular_files import refuse_special
 from pipeline.schema import row_name
-from pipeline.text import refuse_special
 
 if TYPE_CHECKING:
     import pyarrow as pa

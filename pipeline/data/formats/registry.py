@@ -28,8 +28,9 @@ from pipeline.data.formats import (
 )
 from pipeline.data.formats.tables import Format, FoundSource, of_files
 from pipeline.errors import ConfigError, InputError, MissingError
+from pipeline.regular_files import refuse_special
 from pipeline.secrets import hide_passwords
-from pipeline.text import other_format, refuse_special
+from pipeline.text import other_format
 
 FORMATS = (
     of_files(

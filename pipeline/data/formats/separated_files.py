@@ -9,7 +9,8 @@ import pyarrow as pa
 from pipeline.data.formats.separated_reader import SeparatedReader
 from pipeline.data.formats.text_files import STRING, say_empty
 from pipeline.errors import MissingError, SchemaError
-from pipeline.text import other_format, refuse_special, wide_encoding, wrong_byte
+from pipeline.regular_files import refuse_special
+from pipeline.text import other_format, wide_encoding, wrong_byte
 
 
 def header(path: Path, delimiter: str, encoding: str = "utf-8", *, quoted: bool = True) -> list[str]:

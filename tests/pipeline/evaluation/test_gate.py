@@ -10,6 +10,7 @@ import pytest
 from pipeline.config import GateConfig
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.evaluation import gate
+from pipeline.evaluation.gate_rules import Rivals
 
 M = "ndcg@10"
 
@@ -68,21 +69,21 @@ def test_too_few_queries_never_replace_a_live_release(queries: int) -> None:
 def test_a_first_release_surely_below_its_floor_is_refused(loss: float) -> None:
     rng = np.random.default_rng(5)
     new, bm25 = pair(rng, 60, loss=loss)
-    decision = gate.decide(new, None, GateConfig(), rivals=gate.Rivals(floors={"BM25": bm25}))
+    decision = gate.decide(new, None, GateConfig(), rivals=Rivals(floors={"BM25": bm25}))
     assert decision.promote is (loss < 0)
     assert ("surely worse than BM25" in decision.reasons[0]) is (loss > 0)
 
 
 def test_a_floor_that_cannot_be_shown_to_be_missed_does_not_refuse() -> None:
     new, bm25 = pair(np.random.default_rng(6), 4, loss=0.1)
-    assert gate.decide(new, None, GateConfig(), rivals=gate.Rivals(floors={"BM25": bm25})).promote
+    assert gate.decide(new, None, GateConfig(), rivals=Rivals(floors={"BM25": bm25})).promote
 
 
 def test_a_ranker_surely_worse_than_bm25_keeps_a_first_release_from_going_live_unless_the_recipe_allows_it() -> None:
     rng = np.random.default_rng(7)
     ranker, bm25 = pair(rng, 400, loss=0.1)
     values = per_query(rng.random(400))
-    rivals = gate.Rivals(rerank=ranker, first_stage=bm25)
+    rivals = Rivals(rerank=ranker, first_stage=bm25)
     first = gate.decide(values, None, GateConfig(), rivals=rivals)
     assert not first.promote
     (reason,) = first.reasons
@@ -94,24 +95,24 @@ def test_a_ranker_surely_worse_than_bm25_keeps_a_first_release_from_going_live_u
     assert '"fused": true' in allowed.warnings[0]
     over_an_encoder = gate.decide(values, values, GateConfig(), rivals=rivals)
     assert not over_an_encoder.promote, "a live release without a ranker does not answer /rerank, this would"
-    better = gate.decide(values, None, GateConfig(), rivals=gate.Rivals(rerank=bm25, first_stage=ranker))
+    better = gate.decide(values, None, GateConfig(), rivals=Rivals(rerank=bm25, first_stage=ranker))
     assert better.promote
     assert not better.warnings
 
 
 def test_a_ranker_that_cannot_be_shown_to_be_worse_than_bm25_goes_live() -> None:
     ranker, bm25 = pair(np.random.default_rng(9), 4, loss=0.1)
-    assert gate.decide(bm25, None, GateConfig(), rivals=gate.Rivals(rerank=ranker, first_stage=bm25)).promote
+    assert gate.decide(bm25, None, GateConfig(), rivals=Rivals(rerank=ranker, first_stage=bm25)).promote
 
 
 def test_a_ranker_is_held_against_the_live_one_and_one_below_bm25_is_only_warned_of_then() -> None:
     rng = np.random.default_rng(7)
     worse, better = pair(rng, 400, loss=0.1)
     values = per_query(rng.random(400))
-    refused = gate.decide(values, values, GateConfig(), rivals=gate.Rivals(rerank=worse, live_rerank=better))
+    refused = gate.decide(values, values, GateConfig(), rivals=Rivals(rerank=worse, live_rerank=better))
     assert not refused.promote
     assert "/rerank is surely worse than the live release's" in refused.reasons[0]
-    rivals = gate.Rivals(rerank=worse, live_rerank=worse, first_stage=better)
+    rivals = Rivals(rerank=worse, live_rerank=worse, first_stage=better)
     as_before = gate.decide(values, values, GateConfig(), rivals=rivals)
     assert as_before.promote, "to refuse it would keep a ranker live that is as bad"
     assert "surely worse than BM25" in as_before.warnings[0]
@@ -125,7 +126,7 @@ def test_twenty_small_losses_do_not_pass_one_by_one() -> None:
     for step in range(1, 21):
         new = per_query(base - 0.004 * step + rng.normal(0, 0.01, size=queries))
         earlier = {f"release {number}": frame for number, frame in enumerate(lived[-6:-1])}
-        if gate.decide(new, lived[-1], GateConfig(), rivals=gate.Rivals(earlier=earlier)).promote:
+        if gate.decide(new, lived[-1], GateConfig(), rivals=Rivals(earlier=earlier)).promote:
             lived.append(new)
     assert len(lived) <= 2
     alone = [per_query(base - 0.004 * step) for step in range(21)]

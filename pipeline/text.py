@@ -10,6 +10,7 @@ import json
 import math
 import re
 import shlex
+import string
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -144,12 +145,20 @@ def _tables(path: Path) -> list[str]:
         return []
 
 
+_LETTERS = string.ascii_letters.encode()
+_BEYOND_ASCII = re.compile(rb"[\x80-\xff]+")
+_FREQUENT_CHINESE = re.compile(rb"[\xb0-\xd7][\xa1-\xfe]")
+WORD_BYTES, SHOWN_BYTES = 20, 24
+"""Bytes before and after one that is not UTF-8 that a message shows, in the likely encoding."""
+
+
 def wrong_byte(path: Path, position: int, where: str) -> SchemaError:
     """The error for a byte that is not UTF-8, with the byte itself and how to convert the file."""
     with path.open("rb") as file:
         head = file.read(1024)
-        file.seek(position)
-        byte = file.read(1)
+        begin = max(position - WORD_BYTES, 0)
+        file.seek(begin)
+        near = file.read(HEAD_BYTES)
     other = other_format(path, head)
     if other:
         return other
@@ -159,10 +168,22 @@ def wrong_byte(path: Path, position: int, where: str) -> SchemaError:
             f"{path}: is written in {wide}, not in UTF-8; convert it with `{_convert(wide, path)}`, or save it as CSV "
             "UTF-8"
         )
+    before, after = near[: position - begin], near[position - begin :]
+    likely = _likely_encoding(after)
+    place = before[len(before.rstrip(_LETTERS)) :] + after[:SHOWN_BYTES].split(b"\n")[0]
+    reading = printable(place.decode(likely, "replace")).rstrip("\ufffd ")
     return SchemaError(
-        f"{path}, {where}byte {position}: 0x{byte.hex()} is not UTF-8; convert the file from its encoding, for example "
-        f"with `{_convert('WINDOWS-1252', path)}` (Western Europe; GB18030 in place of WINDOWS-1252 for Chinese)"
+        f"{path}, {where}byte {position}: 0x{after[:1].hex()} is not UTF-8; convert the file from its encoding, for "
+        f"example with `{_convert(likely, path)}`, by which this place reads {reading!r}"
+        + (", or save it as CSV UTF-8" if path.suffix.lower() == ".csv" else "")
     )
+
+
+def _likely_encoding(content: bytes) -> str:
+    """GB18030 where the bytes beyond ASCII are pairs that stand for frequent Chinese characters, else WINDOWS-1252."""
+    beyond = sum(len(run) for run in _BEYOND_ASCII.findall(content))
+    frequent = 2 * len(_FREQUENT_CHINESE.findall(content))
+    return "GB18030" if frequent > beyond / 2 else "WINDOWS-1252"
 
 
 def _convert(encoding: str, path: Path) -> str:

@@ -128,6 +128,26 @@ def test_a_wrong_byte_is_named_by_line_and_position(tmp_path: Path) -> None:
         list(text.read_lines(tmp_path / "absent.txt"))
 
 
+@pytest.mark.parametrize(
+    ("content", "encoding", "reading"),
+    [
+        ("Suchbegriff;Bezeichnung\nGießkanne;Bosch Gießkanne für Zimmerpflanzen\n", "WINDOWS-1252", "Gießkanne;Bosch"),
+        ("GRÖSSE ÄÖÜ ÜBERGRÖSSE", "WINDOWS-1252", "GRÖSSE ÄÖÜ"),
+        ("déjà vu; élève; été; café", "WINDOWS-1252", "déjà vu; élève;"),
+        ("搜索词,标题,相关度\n三江汇流是哪三江,三水森林公园,0\n", "GB18030", "搜索词,标题,相关度"),
+        ("query,title\niPhone 12 手机,苹果 iPhone 12 手机壳\n", "GB18030", "手机,苹果 iPhone"),
+    ],
+)
+def test_the_command_for_another_encoding_says_how_it_reads(
+    tmp_path: Path, content: str, encoding: str, reading: str
+) -> None:
+    path = tmp_path / "words.csv"
+    path.write_bytes(content.encode(encoding))
+    with pytest.raises(SchemaError, match=rf"iconv -f {encoding} -t UTF-8 \S+ > \S+`") as refused:
+        list(text.read_lines(path))
+    assert f"by which this place reads '{reading}" in str(refused.value)
+
+
 def test_no_code_splits_texts_by_another_rule() -> None:
     """`splitlines` ends lines at U+2028, NEL and form feed too; `text.split_lines` is the reader of lines."""
     root = Path(text.__file__).parents[1]

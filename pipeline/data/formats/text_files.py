@@ -2,15 +2,15 @@
 
 import json
 import logging
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline.data.formats import json_shapes
 from pipeline.errors import MissingError, SchemaError
-from pipeline.text import beside, read_lines, refuse_old_line_ends
+from pipeline.text import read_lines, refuse_old_line_ends
 
 STRING = pa.large_string()
 """The type of ids and texts in tables."""
@@ -25,37 +25,31 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         MissingError: no such file.
         SchemaError: not UTF-8, or a line that is not a JSON object.
     """
-    number = 0
+    number, first = 0, None
     for number, line in read_lines(path):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             if number == 1 and line.lstrip().startswith("["):
-                raise _is_list(path) from error
-            if number == 1 and line.strip() == "{":
-                name = shlex.quote(str(path))
-                raise SchemaError(
-                    f"{path}, line 1: a JSON object over several lines; write one object a line, with `jq -c . {name}` "
-                    f"or, of a list below a key, with `jq -c '.KEY[]' {name}`"
-                ) from error
+                raise json_shapes.fault_of_list(path) from error
+            if number == 1 and (longer := json_shapes.fault_of_long_object(path, line)):
+                raise longer from error
             refuse_old_line_ends(path)
             raise SchemaError(
                 f"{path}, line {number}: not JSON ({error}); each line must be one object, is the file cut off?"
             ) from error
         if isinstance(row, list) and number == 1:
-            raise _is_list(path)
+            raise json_shapes.fault_of_list(path)
         if not isinstance(row, dict):
             raise SchemaError(f"{path}, line {number}: a JSON {type(row).__name__}, not an object")
+        if number == 1 and (action := json_shapes.fault_of_action(path, row)):
+            raise action
+        first = row if number == 1 else None
         yield number, row
     if not number:
         say_empty(path)
-
-
-def _is_list(path: Path) -> SchemaError:
-    return SchemaError(
-        f"{path}, line 1: a JSON list, not an object; write one object a line, for example with "
-        f"`jq -c '.[]' {shlex.quote(str(path))} > {beside(path, f'{path.stem}-lines.jsonl')}`"
-    )
+    if first and (holder := json_shapes.fault_of_only_object(path, first)):
+        raise holder
 
 
 def first_keys(path: Path) -> set[str]:

@@ -28,7 +28,7 @@ ENOUGH_VALID = 40
 ENOUGH_JUDGED = 150
 """Number of judged queries from which the test split gets the 50 that the gate asks for."""
 MOST_UNUSABLE = 0.2
-"""Share of rows that cannot be used from which data is refused rather than read without them."""
+"""Share of wrong rows from which data is refused rather than read without them; one without a grade is not wrong."""
 RATINGS = ("stars", "star_rating", "rating", "ratings", "score")
 """Names of columns whose lowest value means irrelevant, whatever number it is."""
 
@@ -185,6 +185,7 @@ def _usable(read: "Source", configs: "Sequence[SourceConfig]", typed: "SourceCon
         SchemaError: there are no judgments, too many rows cannot be used, or a word of the grades has none.
     """
     from pipeline.data import validation
+    from pipeline.data.formats.tables import EMPTY_GRADE
 
     shown = hide_passwords(" + ".join(config.path for config in configs))
     if not read.judgments.num_rows:
@@ -203,9 +204,8 @@ def _usable(read: "Source", configs: "Sequence[SourceConfig]", typed: "SourceCon
     if read.advice:
         raise SchemaError(f"{shown}: {read.advice}")
     usable = validation.sift(read)
-    if len(usable.findings) > MOST_UNUSABLE * (
-        read.judgments.num_rows + read.documents.num_rows + read.queries.num_rows
-    ):
+    wrong = [finding for finding in usable.findings if finding.fault.reason != EMPTY_GRADE]
+    if len(wrong) > MOST_UNUSABLE * (read.judgments.num_rows + read.documents.num_rows + read.queries.num_rows):
         validation.refuse(usable.findings, shown, validation.mend_first(typed))
     return usable
 

@@ -339,6 +339,14 @@ def test_unusable_rows_are_left_out_where_they_are_few_and_refused_where_they_ar
     assert not (tmp_path / "many.toml").exists()
 
 
+def test_pairs_that_nobody_graded_are_left_out_however_many(tmp_path: Path) -> None:
+    """An export of ratings has a row for each result that was shown, most of them unrated."""
+    seen, text = init.write(str(_rated(tmp_path / "some.csv", ("0", "", "", "2", "", ""))), tmp_path / "some.toml")
+    assert seen.unusable > seen.judgments
+    assert f"# {seen.unusable} rows cannot be used and are left out: judgments, line 3: the grade is empty" in text
+    assert recipes.load(tmp_path / "some.toml", []).data.faulty_rows == "drop"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

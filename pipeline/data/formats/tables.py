@@ -31,6 +31,9 @@ SPLIT_OF = {"train": "train", "dev": "valid", "valid": "valid", "validation": "v
 
 NO_SPLIT = ("", "all")
 
+EMPTY_GRADE = "the grade is empty"
+"""The reason why a row without a grade cannot be used: nobody judged its pair yet."""
+
 Grading = Callable[[pa.ChunkedArray], tuple[pa.ChunkedArray, list[InvalidRow]]]
 """Grades (rows,) and faults from the texts that stand for them."""
 
@@ -109,7 +112,7 @@ def unknown_grades(values: pa.ChunkedArray, good: pa.ChunkedArray, reason: str) 
     rows = pc.indices_nonzero(pc.invert(good))
     cells = values.take(rows).to_pylist()
     return [
-        InvalidRow("judgments", row, f"grade '{str(cell)[:60]}' {reason}" if cell else "the grade is empty")
+        InvalidRow("judgments", row, f"grade '{str(cell)[:60]}' {reason}" if cell else EMPTY_GRADE)
         for row, cell in zip(rows.to_pylist(), cells, strict=True)
     ]
 

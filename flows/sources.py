@@ -211,7 +211,9 @@ def with_columns(source: SourceConfig, contents: "Contents | None") -> SourceCon
 
 def _other_way(source: SourceConfig, columns: Mapping[str, str], contents: "Contents | None") -> str:
     """The lines on another way than a map for a table that lacks a part of judged data; empty without any."""
-    judged, described = {"grade", "clicked"} & set(columns), {"title", "text"} & set(columns)
+    from pipeline.data.formats import column_map
+
+    judged, described = column_map.JUDGED & set(columns), {"title", "text"} & set(columns)
     if contents == "judgments" and described and not judged and "query" not in columns:
         return f"\n  {data_advice.without_judgments(source)}"
     return f"\n  {data_advice.ways_to_join(source, columns)}" if judged and not described else ""
@@ -271,10 +273,11 @@ def _samples(source: SourceConfig, *, known_first: bool = False) -> dict[str, st
 
 def _samples_of_alike(source: SourceConfig) -> dict[str, str]:
     """The columns of the tables of a folder or a pattern if all have the same; empty for a folder of a known format."""
-    from pipeline.data.formats import column_map
+    from pipeline.data.formats import column_map, trec_collection
 
     files = column_map.files_of(Path(source.path))
-    if not files or Path(source.path).is_file() or _is_known_file(source):
+    is_part = bool(trec_collection.lacking(Path(source.path)))
+    if not files or is_part or Path(source.path).is_file() or _is_known_file(source):
         return {}
     try:
         samples = [column_map.samples_of(file) for file in files]

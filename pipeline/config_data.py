@@ -32,8 +32,10 @@ class SourceConfig:
     columns: Mapping[str, str] = field(default_factory=dict)
     """The columns of a table (CSV, TSV, JSON lines, Parquet, a database) by what they are: query, query_id, title,
     text, doc_id, grade, split; any other key keeps a column of the documents under that name. A path such as
-    product.title names a field of a JSON object or of a struct in Parquet. With clicked the rows are a click log:
-    position is needed, session and time are read, and the grades come from the clicks."""
+    product.title names a field of a JSON object or of a struct in Parquet. A list of texts is one text, or with a list
+    of grades as many documents. With positive and negative, texts or lists of texts, a row has documents of grades 1
+    and 0. With clicked the rows are a click log: position is needed, session and time are read, and the grades come
+    from the clicks."""
     labels: Mapping[str, int] = field(default_factory=dict)
     """The grade that each word of a mapped table's grade column stands for."""
     grade_scale: tuple[float, ...] = ()

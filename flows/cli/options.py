@@ -32,7 +32,7 @@ Columns = Annotated[
     typer.Option(
         metavar="KEY=COLUMN,…",
         help="Columns of a table whose names do not tell what they are. Keys: query, query_id, doc_id, title, text, "
-        "grade, split, position, clicked; another keeps a column of the documents.",
+        "grade, split, position, clicked, positive, negative; another keeps a column of the documents.",
     ),
 ]
 Labels = Annotated[

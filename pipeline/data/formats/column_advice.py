@@ -16,7 +16,7 @@ from typing import Literal
 import pyarrow as pa
 
 from pipeline.data.clicks import impressions
-from pipeline.data.formats import column_map, nested
+from pipeline.data.formats import column_map, document_lists, nested
 from pipeline.data.formats.option_text import option, toml_key, written
 from pipeline.errors import MissingError, SchemaError
 from pipeline.secrets import secrets_as_variables
@@ -28,8 +28,9 @@ Contents = Literal["judgments", "documents"]
 NEEDS: Mapping[Contents, Mapping[str, tuple[str, ...]]] = {
     "judgments": {
         "query (what was searched for)": ("query", "query_id"),
-        "title or text (of the document)": ("title", "text", "doc_id"),
-        "grade (how well the document answers the query), or position and clicked of a click log": ("grade", "clicked"),
+        "title or text (of the document)": ("title", "text", "doc_id", "positive"),
+        "grade (how well the document answers the query), or position and clicked of a click log, or positive (texts "
+        "that are relevant)": ("grade", "clicked", "positive"),
     },
     "documents": {"title or text (of the document)": ("title", "text")},
 }
@@ -61,7 +62,7 @@ def guess(names: Sequence[str], contents: Contents | None) -> dict[str, str]:
 def contents_of(columns: Mapping[str, str]) -> Contents | None:
     """The contents that a map of columns seems to be meant for; None for a table of queries alone."""
     described = {"title", "text"} & set(columns)
-    if {"grade", "clicked"} & set(columns) or ("query" in columns and described):
+    if column_map.JUDGED & set(columns) or ("query" in columns and described):
         return "judgments"
     if described:
         return "documents"
@@ -76,7 +77,7 @@ def fitted(columns: Mapping[str, str], names: Sequence[str]) -> tuple[dict[str, 
     if not columns:
         best = guess(names, None)
         return best, contents_of(best)
-    graded = {"grade", "clicked"} & set(columns)
+    graded = column_map.JUDGED & set(columns)
     if graded or {"query", "query_id"} & set(columns):
         full = completed(columns, names, "judgments")
         if _lacking(columns, "judgments") and not _lacking(full, "judgments"):
@@ -92,8 +93,18 @@ def completed(columns: Mapping[str, str], names: Sequence[str], contents: Conten
     if _misspelt(columns, _lacking(columns, contents)):
         return dict(columns)
     rest = guess([name for name in names if name not in columns.values()], contents)
-    other = ("grade", "split") if "clicked" in columns else impressions.ROLES if "grade" in columns else ()
-    return {**columns, **{role: name for role, name in rest.items() if role not in (*columns, *other)}}
+    taken = {*columns, *_kept_apart(columns)}
+    return {**columns, **{role: name for role, name in rest.items() if role not in taken}}
+
+
+def _kept_apart(columns: Mapping[str, str]) -> tuple[str, ...]:
+    """The keys that cannot stand in one map with those of a person: each way to judge has its own."""
+    if "positive" in columns:
+        return document_lists.KEPT_APART
+    if "clicked" in columns:
+        return ("grade", "split", *document_lists.ROLES)
+    logged = impressions.ROLES if "grade" in columns else ()
+    return (*logged, *(document_lists.ROLES if {"grade", "title", "text"} & set(columns) else ()))
 
 
 def fault(
@@ -125,9 +136,19 @@ def fault(
         *[f"did you mean the key {right!r} in place of {key!r}?" for key, right in meant.items()],
         f"columns{', each with its first value' if any(samples.values()) else ''}: {listed(samples)}",
         *(["it looks like a click log, with a row for each time that a document was shown"] if logged else []),
+        *_all_relevant(fitting),
         f"type: --columns {shlex.quote(option(fitting))}" if contents else f"write: {written('columns', fitting)}",
     ]
     return "\n  ".join(lines) + _blank(fitting)
+
+
+def _all_relevant(columns: Mapping[str, str]) -> list[str]:
+    """The line on pairs of a query and its answer without a grade; empty for other tables."""
+    text = columns.get("text", "COLUMN")
+    if columns.keys() != {"query", "text", "grade"} or columns["grade"] != "COLUMN" or text == "COLUMN":
+        return []
+    pairs = {"query": columns["query"], "positive": text}
+    return [f"where each text is relevant to its query: --columns {shlex.quote(option(pairs))}"]
 
 
 def _blank(columns: Mapping[str, str]) -> str:
@@ -297,7 +318,7 @@ def _corrections(absent: Mapping[str, str], columns: Mapping[str, str], samples:
     holders = {name: next(filter(samples.__contains__, nested.parents(name)), "") for name in absent.values()}
     return lines + [
         f"{holder!r} has no field {name.removeprefix(f'{holder}.')!r}: a path such as {name!r} leads through objects "
-        "of JSON lines and structs of Parquet, and not into lists"
+        "of JSON lines and structs of Parquet, also those of a list"
         for name, holder in holders.items()
         if holder
     ]

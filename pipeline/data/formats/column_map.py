@@ -7,7 +7,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 
 from pipeline.data.clicks import impressions
-from pipeline.data.formats import nested, parquet_reader, separated_files, tables, text_files
+from pipeline.data.formats import document_lists, nested, parquet_reader, separated_files, tables, text_files
 from pipeline.errors import SchemaError
 from pipeline.text import read_lines, refuse_old_line_ends
 
@@ -27,23 +27,29 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     for role, names in {
         "query": """
             query search_term search_terms search keyword keywords question search_query query_text q query_string
-            user_query raw_query search_phrase search_text search_keyword search_string question_text 查询 搜索词""",
+            user_query raw_query search_phrase search_text search_keyword search_string question_text 查询 查询词 搜索词
+            suchbegriff suchanfrage suchwort requête consulta""",
         "title": """
             title product_title name product_name headline subject document_title doc_title page_title article_title
-            passage_title item_title item_name post_title review_title listing_title 标题 商品名称""",
+            passage_title item_title item_name post_title review_title listing_title 标题 商品名称 商品标题
+            titel bezeichnung artikelname artikelbezeichnung produktname titre título""",
         "text": """
             text body description content product_description passage document abstract contents document_text
             passage_text doc_text page_content body_text body_html full_text content_text chunk_text answer_text
-            post_content item_description long_description review_body product_desc 正文 内容""",
+            post_content item_description long_description review_body product_desc 正文 内容 描述 商品描述
+            beschreibung artikelbeschreibung produktbeschreibung descripción""",
         "grade": """
             grade relevance label rating stars score judgment judgement gain median_relevance relevance_label
             relevance_score relevance_grade relevance_judgment graded_relevance relevancy rel is_relevant relevant
-            esci_label star_rating 相关性 评分""",
+            esci_label star_rating 相关性 相关度 评分 bewertung relevanz pertinence relevancia""",
         "query_id": "query_id qid topic_id question_id search_query_id query_no",
         "doc_id": """
             doc_id docid docno pid _id product_id product_uid corpus_id passage_id sentence_id document_id item_id sku
-            asin article_id page_id post_id answer_id object_id entity_id listing_id id""",
+            asin article_id page_id post_id answer_id object_id entity_id listing_id 文档编号 商品编号
+            artikelnummer artikelnr produktnummer id""",
         "split": "split",
+        "positive": "positive positives positive_passage positive_passages positive_document pos",
+        "negative": "negative negatives negative_passage negative_passages negative_document hard_negative neg",
         "position": "position rank pos result_position result_rank",
         "clicked": "clicked click is_click is_clicked was_clicked click_bool",
         "session": "session session_id",
@@ -55,12 +61,14 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
 OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     "query": ("query1", "sentence1", "anchor", "topic"),
     "text": ("query2", "sentence2", "sentence", "answer", "reply", "context", "article", "chunk", "snippet", "summary"),
-    "grade": ("is_best", "similarity", "similarity_score"),
+    "grade": ("is_best", "is_selected", "similarity", "similarity_score"),
     "doc_id": ("uuid", "guid", "uid", "isbn", "handle", "chunk_id"),
 }
 """Names that a column of a kind may have where none has a usual name. As keys of a map they keep such a column."""
 
-DESCRIBED_OR_JUDGED = frozenset({"title", "text", "grade", "clicked"})
+JUDGED = frozenset({"grade", "clicked", "positive"})
+"""Keys of a map of which one shows that a table's rows judge documents."""
+DESCRIBED_OR_JUDGED = JUDGED | {"title", "text"}
 """Keys of a map of which one shows that a table's rows are documents, or say something of documents."""
 
 _LANGUAGES = """
@@ -68,15 +76,17 @@ _LANGUAGES = """
     vi zh
 """
 """Languages that Solr or Elasticsearch analyze by rules of their own; `id` and `no` in a name mean something else."""
-_WRAPPER = re.compile(r"^(?:_source|fields|data|record)\.")
+_WRAPPER = re.compile(r"^(?:_source|fields|data|record|passages)\.")
 """Begin of a path that says nothing of its field: Elasticsearch exports a document as {"_id": …, "_source": {…}}."""
 _TYPE_OR_LANGUAGE = re.compile(rf"_(?:(?:t|s|txt|str|ws)(?:_[a-z]{{2}})?|{'|'.join(_LANGUAGES.split())})$")
 """Ending of a name by which Solr and Elasticsearch tell a field's type or language: title_txt_en, body_t, title_de."""
 
 
 def roles(keys: Collection[str]) -> tuple[str, ...]:
-    """The keys of a map of columns that have a meaning; those of click logs have one beside `clicked` alone."""
-    return (*ROLES, *impressions.ROLES) if "clicked" in keys else ROLES
+    """The keys of a map of columns that have a meaning; some have one beside `clicked` or `positive` alone."""
+    logged = impressions.ROLES if "clicked" in keys else ()
+    listed = document_lists.ROLES if "positive" in keys else ()
+    return (*ROLES, *logged, *listed)
 
 
 def role_meant(key: str, known: Collection[str]) -> str:
@@ -86,11 +96,20 @@ def role_meant(key: str, known: Collection[str]) -> str:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The table files that a path means: itself, those of a folder, or those that match its last part."""
+    """The table files that a path means: itself, those of a folder, or those that match its last part.
+
+    A folder without tables means those of the folders in it, as data sets of the hub have them in `data/` or `train/`.
+    """
     if path.is_file():
         return [path] if path.suffix.lower() in SUFFIXES else []
-    folder, pattern = (path, "*") if path.is_dir() else (path.parent, path.name)
-    return [file for file in tables.data_files(folder, pattern) if file.suffix.lower() in SUFFIXES]
+    if not path.is_dir():
+        return _tables(tables.data_files(path.parent, path.name))
+    below = [file for file in tables.data_files(path, "*/*") if not file.parent.name.startswith(".")]
+    return _tables(tables.data_files(path, "*")) or _tables(below)
+
+
+def _tables(files: Sequence[Path]) -> list[Path]:
+    return [file for file in files if file.suffix.lower() in SUFFIXES]
 
 
 def suggest(names: Sequence[str]) -> dict[str, str]:
@@ -106,6 +125,11 @@ def suggest(names: Sequence[str]) -> dict[str, str]:
         match = _match(role, free)
         if match:
             best[role] = spelt[match]
+    if "clicked" in best and "positive" in best:
+        best.setdefault("position", best.pop("positive"))  # Both may be called pos.
+    if {"query", "positive", "negative"} <= set(best) and "grade" not in best:
+        return {role: best[role] for role in ("query", "query_id", "positive", "negative") if role in best}
+    best = {role: name for role, name in best.items() if role not in document_lists.ROLES}
     if "query" in best and not DESCRIBED_OR_JUDGED & set(best) and is_bare_id(best.get("doc_id", "")):
         row_id = best.pop("doc_id")  # A table of queries alone has no document for it to name.
         best.setdefault("query_id", row_id)
@@ -134,7 +158,7 @@ _SPELLINGS: Mapping[str, tuple[str, ...]] = {
 def _match(role: str, names: Sequence[str]) -> str | None:
     """The likeliest of these spellings for a role: a known one, else one almost like the role and of no other."""
     known = next((name for name in _SPELLINGS[role] if name in names), None)
-    if known or role in impressions.ROLES:
+    if known or role in (*impressions.ROLES, *document_lists.ROLES):
         return known
     taken = {name for spellings in _SPELLINGS.values() for name in spellings}
     near = difflib.get_close_matches(_spelling(role), [name for name in names if name not in taken], 1, 0.75)

@@ -1,4 +1,7 @@
-"""Fields of nested objects as columns: in {"product": {"title": "y"}} the column product.title has the value y."""
+"""Fields of nested objects as columns: in {"product": {"title": "y"}} the column product.title has the value y.
+
+A field of the objects in a list is a list: in {"passages": [{"text": "y"}, {"text": "z"}]} passages.text is ["y", "z"].
+"""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -13,16 +16,32 @@ MOST_LEVELS = 16
 def flat(row: Mapping[str, Any], levels: int = MOST_LEVELS) -> dict[str, Any]:
     """The values of a row under their keys, and the fields of its objects under dotted paths as well.
 
-    A key that itself is written with dots comes before a path. The entries of a list have no names.
+    A key that itself is written with dots comes before a path. The other entries of a list have no names.
     """
     values: dict[str, Any] = {}
     for key, value in row.items():
         values[key] = value
-        if isinstance(value, dict) and levels > 1:
-            for path, field in flat(value, levels - 1).items():
+        if levels > 1:
+            for path, field in _fields(value, levels - 1).items():
                 if f"{key}.{path}" not in row:
                     values[f"{key}.{path}"] = field
     return values
+
+
+def _fields(value: Any, levels: int) -> dict[str, Any]:
+    """The fields of an object, or of the objects in a list; empty for any other value."""
+    if isinstance(value, dict):
+        return flat(value, levels)
+    if not value or not _is_of_objects(value):
+        return {}
+    entries = [flat(entry, levels) for entry in value]
+    names = dict.fromkeys(name for entry in entries for name in entry)
+    return {name: [entry.get(name) for entry in entries] for name in names}
+
+
+def _is_of_objects(value: Any) -> bool:
+    """Whether this is a list of nothing but objects."""
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
 
 
 def columns_of(rows: Iterable[Mapping[str, Any]], wanted: Collection[str]) -> dict[str, Any]:
@@ -35,9 +54,9 @@ def columns_of(rows: Iterable[Mapping[str, Any]], wanted: Collection[str]) -> di
     objects: set[str] = set()
     for row in rows:
         for name, value in flat(row).items():
-            if isinstance(value, dict):
+            if isinstance(value, dict) or (value and _is_of_objects(value)):
                 objects.add(name)
-            if columns.get(name) in (None, ""):
+            if columns.get(name) in (None, "", [None]):
                 columns[name] = value
     return {name: value for name, value in columns.items() if name in wanted or name not in objects}
 
@@ -49,12 +68,13 @@ def parents(path: str) -> list[str]:
 
 
 def obstacle(row: Mapping[str, Any], path: str) -> str:
-    """The column on a path that holds neither an object nor null in a row; empty without one.
+    """The column on a path that holds neither objects nor null in a row; empty without one.
 
     Args:
         row: a row as `flat` gives it.
     """
-    return next((name for name in parents(path) if not isinstance(row.get(name), dict | None)), "")
+    values = ((name, row.get(name)) for name in parents(path))
+    return next((name for name, value in values if not (isinstance(value, dict | None) or _is_of_objects(value))), "")
 
 
 def empty_row(schema: pa.Schema) -> dict[str, Any]:
@@ -62,7 +82,14 @@ def empty_row(schema: pa.Schema) -> dict[str, Any]:
     return {field.name: _no_values(field.type) for field in schema}
 
 
-def _no_values(kind: pa.DataType) -> dict[str, Any] | None:
+def is_list(kind: pa.DataType) -> bool:
+    """Whether this is one of Arrow's types of lists."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _no_values(kind: pa.DataType) -> dict[str, Any] | list[Any] | None:
+    if is_list(kind) and pa.types.is_struct(kind.value_type):
+        return [_no_values(kind.value_type)]
     if not pa.types.is_struct(kind):
         return None
     fields = [kind.field(number) for number in range(len(kind))]
@@ -87,8 +114,25 @@ def _field(columns: Mapping[str, pa.ChunkedArray], path: str) -> pa.ChunkedArray
     if path in columns:
         return columns[path]
     for name in parents(path):
-        if name in columns and pa.types.is_struct(kind := columns[name].type):
-            inner = {kind.field(number).name: pc.struct_field(columns[name], number) for number in range(len(kind))}
-            if (field := _field(inner, path.removeprefix(f"{name}."))) is not None:
-                return field
+        inner = _fields_of_column(columns[name]) if name in columns else {}
+        if (field := _field(inner, path.removeprefix(f"{name}."))) is not None:
+            return field
     return None
+
+
+def _fields_of_column(column: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
+    """The fields of a column of structs, or of lists of structs, where each field is a list; empty for any other."""
+    kind = column.type
+    if pa.types.is_struct(kind):
+        return {kind.field(number).name: pc.struct_field(column, number) for number in range(len(kind))}
+    if not (is_list(kind) and pa.types.is_struct(kind.value_type)):
+        return {}
+    lists = column.combine_chunks()
+    lengths = pc.fill_null(pc.list_value_length(lists), 0)
+    ends = pc.cast(pc.cumulative_sum(lengths), pa.int64())
+    offsets = pa.concat_arrays([pa.array([0], pa.int64()), ends])
+    fields = _fields_of_column(pa.chunked_array([pc.list_flatten(lists)]))
+    return {
+        name: pa.chunked_array([pa.LargeListArray.from_arrays(offsets, field.combine_chunks())])
+        for name, field in fields.items()
+    }

@@ -123,9 +123,16 @@ def find(config: SourceConfig, root: Path) -> tuple[str, FoundSource]:
     is_named = config.format not in ("auto", "table")
     if path.is_file() and not is_named:
         raise _unknown_file(path)
-    advice = "" if is_named else column_advice.of_file(path)
+    advice = trec_collection.lacking(path) or _of_arrow(path) or ("" if is_named else column_advice.of_file(path))
     looked = "".join(f"\n  {known.name}: {known.looked_for}" for known in candidates)
     raise MissingError(f"{path}: these files were looked for and are not there:{looked}{advice}")
+
+
+def _of_arrow(path: Path) -> str:
+    """The advice on a folder that Hugging Face's datasets saved; empty for any other."""
+    if not tables.data_files(path, "**/*.arrow"):
+        return ""
+    return "\nIts .arrow files are of `save_to_disk` of Hugging Face's datasets; write a table by `to_parquet(FILE)`"
 
 
 def _unknown_file(path: Path) -> InputError:

@@ -8,6 +8,9 @@ not name are made from the texts. Unmapped columns are not read; any other key k
 
     { path = "clicks.csv", columns = { query = "query", title = "title", position = "rank", clicked = "clicked" } }
 
+With `positive` and `negative` a row holds texts that are relevant to its query, and texts that are not; of a list of
+texts and a list of grades each text has its grade: see `document_lists`.
+
 With `clicked` the rows are a click log, from which `pipeline.data.clicks` makes the judgments.
 """
 
@@ -25,6 +28,7 @@ from pipeline.config import SourceConfig
 from pipeline.data.clicks import impressions, weak_judgments
 from pipeline.data.formats import (
     column_advice,
+    document_lists,
     mapped_grades,
     nested,
     parquet_reader,
@@ -94,18 +98,19 @@ def assemble(rows: pa.Table, config: SourceConfig, shown: str, locations: NameRo
     """The documents, queries and judgments from rows whose columns are named by their role, such as `query`.
 
     Args:
-        rows: ids, texts and grades as texts without nulls; other columns of any type.
+        rows: ids, texts and grades as texts without nulls, or lists of such; other columns of any type.
         shown: the source's address, for messages.
         locations: the locations of the rows in their files, for messages.
 
     Raises:
         ConfigError: no table can be made from the mapped keys, or one of them is missing or unknown.
-        SchemaError: grades that are words without `labels`.
+        SchemaError: grades that are words without `labels`, or a row with another number of texts than of grades.
     """
+    _check_keys(set(rows.column_names), shown)
+    rows, locations = document_lists.opened(rows, locations, shown)
     names = set(rows.column_names)
     graded, queried, described = "grade" in names, "query" in names, bool(names & {"title", "text"})
     logged = _is_click_log(names, shown)
-    _check_keys(names, shown)
     if not rows.num_rows:
         return Tables()  # `sources.read` refuses a source without rows.
     extra = [name for name in rows.column_names if name not in roles(names)]
@@ -214,31 +219,37 @@ def _file_rows(file: Path, count: int, wanted: Sequence[str]) -> FileRows:
 
 
 def _text(values: pa.ChunkedArray, role: str, shown: str) -> pa.ChunkedArray:
-    """The column of a role as text; null becomes an empty string.
+    """The column of a role as text, or as lists of texts; null becomes an empty string.
 
     Args:
         values: the column.
         role: the key of the map that names it.
         shown: the file and the column, for messages.
     """
-    kind = values.type
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    is_listed = role in document_lists.LISTED and nested.is_list(values.type)
+    if pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type):
         values = _decoded(values, shown)
-        kind = values.type
-    if role in ("query_id", "doc_id") and pa.types.is_floating(kind):
+    if role in ("query_id", "doc_id") and pa.types.is_floating(values.type):
         values = _whole_numbers(values, role, shown)
-        kind = values.type
+    if not _fits(values.type.value_type if is_listed else values.type, role):
+        raise SchemaError(
+            f"{shown}, mapped as {role}, is {values.type}, not text; write it as text, or map another column"
+        )
+    if is_listed:
+        return pc.cast(values, pa.list_(STRING))
+    return pc.fill_null(pc.cast(values, STRING), "")
+
+
+def _fits(kind: pa.DataType, role: str) -> bool:
+    """Whether a role takes values of a type as text."""
     fits = tables.is_text(kind)
     if role in ("query_id", "doc_id", "grade", *impressions.ROLES):
         fits |= pa.types.is_integer(kind)
     if role in ("grade", *impressions.ROLES):
-        fits |= pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-        fits |= pa.types.is_boolean(kind)
+        fits |= pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_boolean(kind)
     if role in impressions.ROLES:
         fits |= pa.types.is_timestamp(kind)
-    if not fits:
-        raise SchemaError(f"{shown}, mapped as {role}, is {kind}, not text; write it as text, or map another column")
-    return pc.fill_null(pc.cast(values, STRING), "")
+    return fits
 
 
 def _decoded(values: pa.ChunkedArray, shown: str) -> pa.ChunkedArray:
@@ -289,20 +300,34 @@ def _json_fault(cells: Mapping[str, Any], role: str, name: str, *, is_no_text: b
 
 
 def _json_column(file: Path, role: str, cells: Sequence[Any], *, is_text: bool) -> pa.Array:
+    has_lists = is_text and any(isinstance(cell, list) for cell in cells)
     try:
+        if has_lists:
+            return pa.array([_entries(cell) for cell in cells], pa.list_(STRING))
         return pa.array(cells, STRING) if is_text else pa.array(cells)
     except UnicodeEncodeError as error:
-        index = next(index for index, cell in enumerate(cells) if isinstance(cell, str) and text.fault(cell))
+        faults = (next(filter(None, map(text.fault, _entries(cell))), None) for cell in cells)
+        index, reason = next(((index, fault) for index, fault in enumerate(faults) if fault), (0, str(error)))
         (location,) = row_locations.in_files([row_locations.one_a_line(file, len(cells))], file)([index])
-        raise SchemaError(f"{file}, {location}: the {role} {text.fault(cells[index])}") from error
+        raise SchemaError(f"{file}, {location}: the {role} {reason}") from error
     except pa.ArrowException as error:
         raise SchemaError(f"{file}: the column for {role} has values of different kinds ({error})") from error
 
 
-def _json_text(value: Any, role: str) -> str | None:
-    """The text of a JSON value for a role; None where the value is of a type that the role does not take."""
+def _entries(cell: Any) -> list[str]:
+    """The texts of a list; of a text the text itself, and none of an empty one."""
+    if isinstance(cell, list):
+        return [entry for entry in cell if isinstance(entry, str)]
+    return [cell] if cell and isinstance(cell, str) else []
+
+
+def _json_text(value: Any, role: str) -> str | list[str] | None:
+    """The text or texts of a JSON value for a role; None where the value is of a type that the role does not take."""
     if isinstance(value, str):
         return value
+    if isinstance(value, list) and role in document_lists.LISTED:
+        entries = [_json_text(entry, role) for entry in value]
+        return [entry for entry in entries if isinstance(entry, str)] if None not in entries else None
     if value is None:
         return None if role in impressions.ROLES else ""  # Of an id, a query or a grade, that is a fault of its row.
     if isinstance(value, bool):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.data.formats import row_locations, tables
+from pipeline.data.formats import qrels_file, row_locations, tables
 from pipeline.data.formats import trec_files as trec
 from pipeline.data.formats.row_locations import FileRows
 from pipeline.data.formats.tables import SPLIT_OF, Tables, first_file, id_and_text, json_table, qrels_files
@@ -19,6 +19,19 @@ def trec_files(path: Path) -> list[Path]:
     """Documents, queries and qrels files of a TREC collection; empty unless all three are there."""
     documents, queries, qrels = first_file(path, _TREC_DOCUMENTS), _trec_queries(path), qrels_files(path)
     return [documents, *queries, *qrels] if documents and queries and qrels else []
+
+
+def lacking(path: Path) -> str:
+    """The line on what a folder with qrels lacks to be a collection; empty for any other path."""
+    documents, queries = first_file(path, _TREC_DOCUMENTS), _trec_queries(path)
+    qrels = [file for file in qrels_files(path) if qrels_file.is_qrels(file)]
+    missing = [
+        *([] if documents else [f"the documents ({' or '.join(_TREC_DOCUMENTS)}, with lines of id, tab, text)"]),
+        *([] if queries else ["the queries (queries.jsonl or queries.tsv)"]),
+    ]
+    if not qrels or not missing:
+        return ""
+    return f"\nIt has the qrels {qrels[0].name}; put {' and '.join(missing)} beside them"
 
 
 def trec_collection(path: Path) -> Tables:

@@ -51,7 +51,39 @@ TABLES: dict[str, tuple[str, str]] = {
     "queries with a row number": ("id,query_id,query_text,created_at", "query=query_text query_id=query_id"),
     "queries of MongoDB": ("_id,question", "query=question query_id=_id"),
     "a log of clicks": ("id,query,position,clicked", "query=query doc_id=id position=position clicked=clicked"),
+    "triplets of sentence-transformers": (
+        "anchor,positive,negative",
+        "query=anchor positive=positive negative=negative",
+    ),
+    "BGE": ("query,pos,neg", "query=query positive=pos negative=neg"),
+    "triplets with a title": (
+        "query_id,query,title,text,positive,negative",
+        "query=query query_id=query_id positive=positive negative=negative",
+    ),
+    "positions called pos": ("query,title,pos,click,negative", "query=query title=title clicked=click position=pos"),
+    "parts of speech": ("query,title,pos,grade", "query=query title=title grade=grade"),
+    "MS MARCO as a data set of the hub": (
+        "answers,passages.is_selected,passages.passage_text,passages.url,query,query_id,query_type",
+        "query=query text=passages.passage_text grade=passages.is_selected query_id=query_id",
+    ),
+    "Label Studio": (
+        "annotation_id,annotator,created_at,description,id,lead_time,product_id,query,relevance,title,updated_at",
+        "query=query title=title text=description grade=relevance doc_id=product_id",
+    ),
     "Chinese": ("查询,标题,正文,相关性", "query=查询 title=标题 text=正文 grade=相关性"),
+    "Chinese shop": (
+        "搜索词,商品编号,商品标题,描述,相关度",
+        "query=搜索词 title=商品标题 text=描述 grade=相关度 doc_id=商品编号",
+    ),
+    "German shop": (
+        "Suchbegriff,Artikelnummer,Bezeichnung,Beschreibung,Bewertung",
+        "query=Suchbegriff title=Bezeichnung text=Beschreibung grade=Bewertung doc_id=Artikelnummer",
+    ),
+    "French": ("Requête,Titre,Description,Pertinence", "query=Requête title=Titre text=Description grade=Pertinence"),
+    "Spanish": (
+        "Consulta,Título,Descripción,Relevancia",
+        "query=Consulta title=Título text=Descripción grade=Relevancia",
+    ),
 }
 """Source → the names of its columns, and the map that fits them."""
 

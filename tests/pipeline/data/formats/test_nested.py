@@ -79,10 +79,24 @@ def test_an_absent_path_is_named_with_the_nearest_one(tmp_path: Path, name: str)
         assert "title=product.title" in str(refused.value)
 
 
-def test_a_list_has_no_fields(tmp_path: Path, name: str) -> None:
-    file = write(tmp_path / name, [{"query": "a", "product": [{"title": "b"}], "grade": 1}])
-    assert "product.title" not in samples_of(file)
-    with pytest.raises(SchemaError, match=r"'product' has no field 'title': .* not into lists") as refused:
+def test_the_fields_of_the_objects_of_a_list_are_lists(tmp_path: Path, name: str) -> None:
+    rows = [
+        {"query": "a", "passages": [{"text": "b", "meta": {"best": 1}}, {"text": "c", "meta": {"best": 0}}]},
+        {"query": "d", "passages": []},
+        {"query": "e", "passages": None},
+        {"query": "f", "passages": [{"text": "g", "meta": {"best": 1}}]},
+    ]
+    file = write(tmp_path / name, rows)
+    assert list(samples_of(file)) == ["query", "passages.text", "passages.meta.best"]
+    columns = {"query": "query", "text": "passages.text", "grade": "passages.meta.best"}
+    read = sources.read(SourceConfig(path=str(file), columns=columns), Path())
+    assert read.documents["text"].to_pylist() == ["b", "c", "g"]
+    assert read.judgments["grade"].to_pylist() == [1, 0, 1]
+
+
+def test_a_list_of_texts_has_no_fields(tmp_path: Path, name: str) -> None:
+    file = write(tmp_path / name, [{"query": "a", "product": ["b"], "grade": 1}])
+    with pytest.raises(SchemaError, match=r"'product' has no field 'title': .* also those of a list") as refused:
         sources.read(SourceConfig(path=str(file), columns={"title": "product.title"}), Path())
     assert "title=product " not in str(refused.value)
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flows import sources as named
 from pipeline import text
 from pipeline.config import SourceConfig
 from pipeline.data import convert, sources, validation
@@ -289,7 +290,7 @@ def test_ids_as_floats_and_texts_as_bytes_are_read_as_they_are_meant(tmp_path: P
         "doc_id": ["7", "", "12345678"],
         "title": ["a", "ü", "c"],
     }
-    for name, values in (("doc_id", pa.array([1.5])), ("title", pa.array([b"\xff"])), ("title", pa.array([["a"]]))):
+    for name, values in (("doc_id", pa.array([1.5])), ("title", pa.array([b"\xff"])), ("title", pa.array([[1]]))):
         pq.write_table(pa.table({"doc_id": [1], "title": ["a"]} | {name: values}), tmp_path / "r.parquet")
         with pytest.raises(SchemaError, match=rf"column '{name}'.*write it as text, or map another column"):
             sources.read(config, tmp_path)
@@ -316,7 +317,7 @@ def test_columns_of_categories_are_read_as_their_values(tmp_path: Path) -> None:
         ('[\n{"query": "a", "title": "b", "grade": 1}\n]', r"line 1: a JSON list, .*jq -c"),
         (
             '{\n"data": [{"query": "a"}]\n}',
-            r"line 1: a JSON object over several lines.*jq -c '\.KEY\[\]' /\S*/r\.json`",
+            r"line 1: a JSON object over several lines.*jq -c '\.data\[\]' /\S*/r\.json > /\S*/r-lines\.jsonl`",
         ),
         ('{"query": "a", "title": "x\\ud800", "grade": 1}', r"line 1: the title contains a lone surrogate"),
     ],
@@ -328,6 +329,23 @@ def test_json_that_is_no_lines_of_objects_is_answered_with_what_to_do(
     columns = {"query": "query", "title": "title", "grade": "grade"}
     with pytest.raises(InputError, match=message):
         sources.read(SourceConfig(path=str(tmp_path / "r.json"), format="table", columns=columns), Path())
+
+
+def test_a_folder_without_tables_means_those_of_its_folders(tmp_path: Path) -> None:
+    single = sources.read(write(tmp_path / "all.csv"), tmp_path)
+    for name, rows in (("train", ROWS[:1]), ("test", ROWS[1:]), (".cache", ROWS)):
+        (tmp_path / "hub" / name).mkdir(parents=True)
+        write(tmp_path / "hub" / name / "0000.parquet", rows)
+    (tmp_path / "hub" / "README.md").write_text("# Ratings\n", encoding="utf-8")
+    (source,) = named.of_any_data(str(tmp_path / "hub"))
+    assert source.columns == {"query": "search", "title": "name", "grade": "relevance"}
+    assert sorted(judged(sources.read(source, Path()))) == sorted(judged(single))
+
+
+def test_a_folder_that_datasets_saved_is_told_what_to_write(tmp_path: Path) -> None:
+    (tmp_path / "data-00000-of-00001.arrow").write_bytes(b"\xff\xff\xff\xff")
+    with pytest.raises(InputError, match=r"save_to_disk.*to_parquet"):
+        sources.read(SourceConfig(path=str(tmp_path)), Path())
 
 
 def test_a_file_whose_name_is_not_utf_8_has_a_digest(tmp_path: Path) -> None:

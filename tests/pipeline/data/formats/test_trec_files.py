@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 import pytrec_eval
 
+from flows import sources as named
 from pipeline.config import SourceConfig
 from pipeline.data import sources
 from pipeline.data.formats import trec_files
@@ -131,3 +132,10 @@ def test_another_line_of_too_many_fields_is_no_run(tmp_path: Path, line: str) ->
     (tmp_path / "qrels").write_text(line + "\n", encoding="utf-8")
     with pytest.raises(SchemaError, match="fields, not the 4 of"):
         trec_files.read_qrels(tmp_path / "qrels")
+
+
+def test_a_folder_with_qrels_is_told_what_it_lacks(tmp_path: Path) -> None:
+    (tmp_path / "qrels.txt").write_text("q1 0 d1 1\n", encoding="utf-8")
+    (tmp_path / "topics.tsv").write_text("q1\tknife\n", encoding="utf-8")
+    with pytest.raises(MissingError, match=r"It has the qrels qrels\.txt; put the documents \(corpus\.jsonl or .*"):
+        sources.read(named.with_columns(SourceConfig(path=str(tmp_path)), "judgments"), Path())

@@ -307,7 +307,14 @@ def _counts(report: DataReport) -> Iterator[tuple[str, str]]:
     for name in ("documents", "queries", "judged_queries", "judgments", "one_grade_queries"):
         yield name.replace("_", " "), f"{getattr(report, name):,}"
     for log in report.clicks:
-        for name in ("impressions", "clicks", "pairs", "pairs_of_too_few_impressions"):
+        yield "rows of the log", f"{log['rows']:,}"
+        for name in (
+            "impressions",
+            "impressions_at_positions_alone",
+            "clicks",
+            "pairs",
+            "pairs_of_too_few_impressions",
+        ):
             yield name.replace("_", " "), f"{log[name]:,}"
         yield "examined impressions that a judged pair needs", f"{log['min_examined']:g}"
 

@@ -180,6 +180,12 @@ def _log(stats: Mapping[str, Any], shown: str) -> None:
         counted(stats["clicks"], "click"),
         curve,
     )
+    if alone := stats["impressions_at_positions_alone"]:
+        log.warning(
+            "%s: %s not used, at positions whose results were shown at none of the others, so nothing compares them",
+            shown,
+            counted(alone, "impression", "are"),
+        )
     log.info(
         "%s: judged are %d of %s, with %g examined impressions or more; grade_scale = [%g, %g, %g]",
         shown,

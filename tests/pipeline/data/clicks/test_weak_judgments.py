@@ -16,7 +16,7 @@ import pytest
 from pipeline import recipe
 from pipeline.artifacts import Artifact
 from pipeline.config import DataConfig, EvaluationConfig, SourceConfig
-from pipeline.data import candidates, convert, judgments, sources
+from pipeline.data import candidates, check, convert, judgments, sources
 from pipeline.data.formats import column_map
 from pipeline.errors import ConfigError, InputError, SchemaError
 from pipeline.evaluation import per_query
@@ -113,12 +113,19 @@ def test_a_log_whose_highest_grade_would_stand_for_pairs_without_a_click_is_refu
     assert set(graded(read(tmp_path / "log.csv", rare, grade_scale=(0.0, 0.5, 3.0))).values()) == {0}
 
 
-def test_positions_that_no_pair_links_to_the_others_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_positions_that_no_pair_links_to_the_others_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     frame, _ = simulate(8, impressions=6_000)
     deep = log_of([("query 1", "deep document", 50, True)] * 7)
-    [stats] = read(tmp_path / "log.csv", pd.concat([frame, deep])).clicks
+    source = read(tmp_path / "log.csv", pd.concat([frame, deep]))
+    [stats] = source.clicks
     assert stats["impressions_at_positions_alone"] == 7
     assert "50" not in stats["examination"]
+    assert "7 impressions are not used, at positions whose results were shown at none of the others" in caplog.text
+    shown = dict(check._counts(check.describe(source, "log.csv")))
+    assert shown["impressions at positions alone"] == "7"
+    assert shown["rows of the log"] == f"{len(frame) + 7:,}"
 
 
 @pytest.mark.parametrize(

@@ -170,8 +170,8 @@ def wrong_byte(path: Path, position: int, where: str) -> SchemaError:
         )
     before, after = near[: position - begin], near[position - begin :]
     likely = _likely_encoding(after)
-    place = before[len(before.rstrip(_LETTERS)) :] + after[:SHOWN_BYTES].split(b"\n")[0]
-    reading = printable(place.decode(likely, "replace")).rstrip("\ufffd ")
+    around = before[len(before.rstrip(_LETTERS)) :] + after[:SHOWN_BYTES].split(b"\n")[0]
+    reading = printable(around.decode(likely, "replace")).rstrip("\ufffd ")
     return SchemaError(
         f"{path}, {where}byte {position}: 0x{after[:1].hex()} is not UTF-8; convert the file from its encoding, for "
         f"example with `{_convert(likely, path)}`, by which this place reads {reading!r}"

@@ -62,7 +62,7 @@ FILES: dict[str, tuple[Any, list[dict[str, Any]]]] = {
         [{**row, "grade": str(row["grade"]) if row["query"] == "knife" else row["grade"]} for row in GRADES],
     ),
 }
-"""What a file holds → its content, and the rows that its command must write."""
+"""Name of a shape → the content of a file, and the rows that its command must write."""
 
 
 @pytest.mark.skipif(not shutil.which("jq"), reason="jq is not installed")

@@ -5,7 +5,8 @@ POST /search  GET /search?q=          our own: three lists for a query
 POST /candidates                      our own: what a shard has for a query, for the service that asks all shards
 GET  /document?id=                    our own: one document with its neighbours
 POST /thumbs                          our own: a thumb on a result, where the settings name a folder for them
-POST /v1/embeddings  POST /embed      OpenAI; text-embeddings-inference
+POST /v1/embeddings  POST /embed      OpenAI, Jina, Voyage; text-embeddings-inference
+POST /v1/embed /v2/embed              Cohere
 POST /                                huggingface_hub, which posts to the address itself
 GET  /v1/models /info                 the models that are served
 GET  /livez /readyz /health /metrics  for those who run it
@@ -26,6 +27,7 @@ from starlette.responses import Response
 
 from serving.api import (
     candidates,
+    cohere_embed,
     document,
     embeddings,
     health,
@@ -85,7 +87,8 @@ def create(lifecycle: Lifecycle, *, metrics: Path | None = None, tracing: Tracin
         lifespan=lifespan,
     )
     app.state.service = service
-    for module in (rerank, search, candidates, document, embeddings, root, info, health, pages, *_chosen(service)):
+    about = (root, info, health, pages)
+    for module in (rerank, search, candidates, document, embeddings, cohere_embed, *about, *_chosen(service)):
         # `include_router` would build each route again, with its first request, and look for the route of each twice.
         app.router.routes.extend(module.router.routes)
     app.add_exception_handler(HTTPException, _http_error)

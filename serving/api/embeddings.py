@@ -69,7 +69,10 @@ JINA_EMBEDDINGS = ClientShape(
     honoured=frozenset({"input", "model", "task", "dimensions", "truncate"}),
     refused={
         "normalized": _UNIT_LENGTH,
-        "embedding_type": RefusedField("the vectors are float; base64 is encoding_format", accepted=("float",)),
+        **dict.fromkeys(
+            ("embedding_type", "encoding_type"),  # LlamaIndex sends the second.
+            RefusedField("the vectors are float; base64 is encoding_format", accepted=("float",)),
+        ),
         "late_chunking": RefusedField("each text is embedded by itself, leave it out", accepted=(False,)),
         "return_multivector": RefusedField("a text has one vector, leave it out", accepted=(False,)),
     },

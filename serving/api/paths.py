@@ -66,6 +66,8 @@ ENDPOINTS = (
     Endpoint("/thumbs", ("POST",)),
     Endpoint("/", ("POST",), scoring=True),
     Endpoint("/embed", ("POST",), scoring=True),
+    Endpoint("/v1/embed", ("POST",), scoring=True),
+    Endpoint("/v2/embed", ("POST",), scoring=True),
     Endpoint("/v1/embeddings", ("POST",), scoring=True, errors=ErrorShape.OPENAI),
     Endpoint("/v1/models", ("GET",), errors=ErrorShape.OPENAI),
     Endpoint("/v1/models/{model_id:path}", ("GET",), errors=ErrorShape.OPENAI),

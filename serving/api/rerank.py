@@ -44,7 +44,7 @@ class Ranked(BaseModel):
         description="A number in [0, 1], or the raw score where `raw_scores` is true; in the fused order the "
         "sigmoid of the fused score."
     )
-    document: dict[str, Any] | None = None
+    document: dict[str, Any] | str | None = None
     ranker_score: float | None = Field(None, description="The ranker's own score, beside the fused one.")
     reranked: bool | None = Field(None, description="Whether the ranker scored it in time; only in a cascade.")
 
@@ -55,6 +55,10 @@ class RerankAnswer(BaseModel):
     id: str
     model: str
     results: list[Ranked]
+    data: list[Ranked] | None = Field(
+        None, description="Voyage: `results` once more, with each document as it was sent. Only where the request has "
+        "`top_k`, also as null."
+    )  # fmt: skip
     meta: dict[str, Any]
     usage: dict[str, int]
 
@@ -205,10 +209,19 @@ class _RerankCall:
         """All results as a bare list, or the best of them as Cohere and Jina give them."""
         if self._body.texts is not None:
             return results
+        best = results[: self._limit]
         return {
             "id": uuid.uuid4().hex,
             "model": "ranker",
-            "results": results[: self._limit],
+            "results": best,
+            **({"object": "list", "data": self._as_sent(best)} if "top_k" in self._body.model_fields_set else {}),
             "meta": {"api_version": {"version": "2" if self._path.startswith("/v2") else "1"}},
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
+
+    def _as_sent(self, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Results whose documents are as the request has them: Voyage gives texts, Cohere and Jina objects."""
+        documents = self._body.documents or []
+        return [
+            {**result, "document": documents[result["index"]]} if "document" in result else result for result in results
+        ]

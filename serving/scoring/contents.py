@@ -56,7 +56,7 @@ LACKS: Mapping[Lacking, tuple[str, tuple[str, ...]]] = {
 
 NEEDS: Mapping[Lacking, tuple[str, ...]] = {
     "ranker": ("/rerank", "/v1/rerank", "/v2/rerank"),
-    "encoder": ("/embed", "/v1/embeddings"),
+    "encoder": ("/embed", "/v1/embed", "/v2/embed", "/v1/embeddings"),
     "documents": ("/search", "/document", "/thumbs"),
 }
 """Part → the paths that cannot be answered without it."""

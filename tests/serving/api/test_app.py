@@ -129,6 +129,15 @@ def test_options_of_other_clients_beside_documents(client: TestClient, expected:
     refused(client.post("/v1/rerank", json={**body, "max_tokens_per_doc": -1}), 422, "max_tokens_per_doc is -1")
 
 
+def test_voyage_reads_its_own_answer(client: TestClient) -> None:
+    body = {"query": "sort", "documents": TEXTS, "return_documents": True}
+    answer = client.post("/v1/rerank", json={**body, "top_k": 2}).json()
+    assert answer["object"] == "list"
+    assert [item["document"] for item in answer["data"]] == [TEXTS[item["index"]] for item in answer["results"]]
+    assert [{**item, "document": {"text": item["document"]}} for item in answer["data"]] == answer["results"]
+    assert "data" not in client.post("/v1/rerank", json={**body, "top_n": 2}).json()
+
+
 @pytest.mark.parametrize("raw", [True, False])
 @pytest.mark.parametrize("name", ["documents", "texts"])
 def test_a_cascade_that_reached_nothing_says_that_nothing_is_relevant(
@@ -231,7 +240,7 @@ def test_a_document_as_deep_as_is_taken_can_be_given_back(client: TestClient) ->
     [b"", b"  ", b"{", b"nope", b'{"query": NaN}', b"\xff\xfe", b'"\xc3"', b"[" * 100_000, b'{"a":' * 5000 + b"1",
      b'["\\ud800"' + b"[" * 100_000, b'{"query": "\\ud800", "x": NaN}', b'{"x": ' + b"[" * 200 + b"]" * 200 + b"}"],
 )  # fmt: skip
-@pytest.mark.parametrize("path", ["/rerank", "/search", "/v1/embeddings", "/embed"])
+@pytest.mark.parametrize("path", ["/rerank", "/search", "/v1/embeddings", "/embed", "/v2/embed"])
 def test_what_is_not_json_is_a_400(client: TestClient, path: str, body: bytes) -> None:
     response = client.post(path, content=body)
     assert response.status_code == 400, response.text
@@ -259,6 +268,16 @@ def test_what_is_not_json_is_a_400(client: TestClient, path: str, body: bytes) -
         ("/search", {"query": " "}, "query is empty"),
         ("/search", {"query": "q", "top_n": 0}, "top_n"),
         ("/search", {"query": "q", "top_n": 101}, "at most 100"),
+        ("/v2/embed", {}, "texts: Field required"),
+        ("/v2/embed", {"texts": []}, "texts: must be a list of texts, and not empty"),
+        ("/v2/embed", {"texts": "a"}, "texts: must be a list of texts, and not empty"),
+        ("/v2/embed", {"texts": ["a", 1]}, "texts[1]: Input should be a valid string"),
+        ("/v2/embed", {"texts": ["a", " "]}, "texts[1] is empty"),
+        ("/v2/embed", {"texts": ["a"], "embedding_types": ["float", "float"]}, "a type stands there twice"),
+        ("/v2/embed", {"texts": ["a"], "embedding_types": [["float"]]}, "embedding_types: holds a list"),
+        ("/v2/embed", {"texts": ["word " * 500], "truncate": "NONE"}, "texts[0]: has more than"),
+        ("/v2/embed", {"texts": ["a"], "truncate": "START"}, "truncate: Input should be 'END' or 'NONE'"),
+        ("/v2/embed", {"texts": ["a"], "images": ["data:"]}, "the encoder reads texts only"),
         ("/embed", {"inputs": []}, "inputs"),
         ("/embed", {"inputs": ["a", ""]}, "inputs[1] is empty"),
         ("/embed", {"inputs": "a", "normalize": False}, "normalize"),

@@ -14,7 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serving.api import app as apps
-from serving.api import candidates, embeddings, rerank_request, search
+from serving.api import candidates, cohere_embed, embeddings, rerank_request, search
 from serving.api.schemas import ClientShape, RequestBody
 from serving.rollout.lifecycle import Lifecycle
 from tests.serving.patience import patient
@@ -141,10 +141,11 @@ SAMPLES = {
     "query": "q", "documents": ["a"], "input": ["a"], "text": "a", "model": "m", "top_n": 1, "max_tokens_per_doc": 512,
     "priority": 1, "rank_fields": ["text"], "return_documents": True, "max_chunks_per_doc": 1, "dimensions": 8,
     "encoding_format": "float", "user": "u", "normalize": True, "prompt_name": "query", "truncate": True,
-    "truncation_direction": "right",
+    "truncation_direction": "right", "texts": ["a"], "images": [], "inputs": [], "input_type": "search_query",
+    "embedding_types": ["float"], "output_dimension": 8, "max_tokens": 512,
 }  # fmt: skip
 """A value for each parameter of the clients' calls."""
-TRANSPORT = {"self", "request_options", "extra_headers", "extra_query", "extra_body", "timeout"}
+TRANSPORT = {"self", "request_options", "extra_headers", "extra_query", "extra_body", "timeout", "batching"}
 
 
 def with_all_arguments(call: Callable[..., Any], **fixed: Any) -> None:
@@ -154,9 +155,9 @@ def with_all_arguments(call: Callable[..., Any], **fixed: Any) -> None:
         call(**{name: SAMPLES[name] for name in parameters}, **fixed)
 
 
-def _cohere(url: str, version: str) -> None:
+def _cohere(url: str, version: str, method: str) -> None:
     cohere = importlib.import_module("cohere")
-    with_all_arguments(getattr(cohere, version)(api_key="k", base_url=url).rerank)
+    with_all_arguments(getattr(getattr(cohere, version)(api_key="k", base_url=url), method))
 
 
 def _openai(url: str) -> None:
@@ -171,8 +172,10 @@ def _hugging_face(url: str) -> None:
 
 
 CLIENTS: dict[str, tuple[Callable[[str], None], ClientShape]] = {
-    "cohere v2": (lambda url: _cohere(url, "ClientV2"), rerank_request.COHERE_RERANK),
-    "cohere v1": (lambda url: _cohere(url, "Client"), rerank_request.COHERE_RERANK),
+    "cohere v2": (lambda url: _cohere(url, "ClientV2", "rerank"), rerank_request.COHERE_RERANK),
+    "cohere v1": (lambda url: _cohere(url, "Client", "rerank"), rerank_request.COHERE_RERANK),
+    "cohere v2 embed": (lambda url: _cohere(url, "ClientV2", "embed"), cohere_embed.COHERE_EMBED),
+    "cohere v1 embed": (lambda url: _cohere(url, "Client", "embed"), cohere_embed.COHERE_EMBED),
     "openai": (_openai, embeddings.OPENAI_EMBEDDINGS),
     "huggingface_hub": (_hugging_face, embeddings.HUGGING_FACE_EMBED),
 }
@@ -214,6 +217,7 @@ BASES: dict[type[RequestBody], tuple[str, dict[str, Any]]] = {
     rerank_request.RerankRequest: ("/v1/rerank", {"query": "q", "documents": ["a", "b"]}),
     embeddings.EmbeddingsRequest: ("/v1/embeddings", {"input": "a"}),
     embeddings.EmbedRequest: ("/embed", {"inputs": "a"}),
+    cohere_embed.CohereEmbedRequest: ("/v2/embed", {"texts": ["a"]}),
     search.SearchRequest: ("/search", {"query": "a"}),
     candidates.CandidatesRequest: ("/candidates", {"query": "a"}),
 }

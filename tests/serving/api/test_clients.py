@@ -1,5 +1,6 @@
 """The vendors' own Python clients, pointed at the service: each reads our answers and our errors as its vendor's."""
 
+import base64
 import importlib
 import os
 import warnings
@@ -83,6 +84,35 @@ def test_cohere_reads_our_errors(server: Server) -> None:
     assert "query is empty" in refused.value.body["message"]
 
 
+def test_cohere_embeds(server: Server, models: Any) -> None:
+    cohere = client("cohere")
+    expected = [models.vector(item).tolist() for item in TEXTS]
+    plain = cohere.Client(api_key="a-key", base_url=server.url).embed(texts=TEXTS * 50, input_type="search_document")
+    assert plain.embeddings == [pytest.approx(vector, abs=1e-5) for vector in expected * 50]  # Sent 96 at a time.
+    assert plain.texts == TEXTS * 50
+    kinds = ["float", "base64"]
+    for client_class in (cohere.ClientV2, cohere.Client):
+        answer = client_class(api_key="a-key", base_url=server.url).embed(
+            model="embed-v4.0", texts=TEXTS, input_type="search_document", embedding_types=kinds
+        )
+        assert answer.embeddings.float_ == [pytest.approx(vector, abs=1e-5) for vector in expected]
+        decoded = [np.frombuffer(base64.b64decode(item), "<f4") for item in answer.embeddings.base64]
+        assert np.array_equal(decoded, np.array(answer.embeddings.float_, np.float32))
+        assert answer.meta.billed_units.input_tokens > 0
+    short = cohere.ClientV2(api_key="a-key", base_url=server.url).embed(
+        model="m", texts=[QUERY], input_type="search_query", output_dimension=4
+    )
+    first_numbers = models.vector(QUERY)[:4]
+    assert short.embeddings.float_[0] == pytest.approx(
+        (first_numbers / np.linalg.norm(first_numbers)).tolist(), abs=1e-5
+    )
+    with pytest.raises(cohere.UnprocessableEntityError) as refused:
+        cohere.ClientV2(api_key="a-key", base_url=server.url).embed(
+            model="m", texts=[QUERY], input_type="search_query", embedding_types=["int8"]
+        )
+    assert "embedding_types: holds 'int8'; the encoder gives float and base64" in refused.value.body["message"]
+
+
 def test_hugging_face_embeds_at_the_address_itself(server: Server, models: Any) -> None:
     inference_client = client("huggingface_hub").InferenceClient(model=server.url, token="a-key")
     vectors = inference_client.feature_extraction(QUERY, prompt_name="query", truncate=True, normalize=True)
@@ -106,8 +136,6 @@ def test_openai(server: Server, models: Any) -> None:
         for item, text in zip(answer.data, TEXTS, strict=True):
             vector = item.embedding
             if isinstance(vector, str):  # base64 that the caller asked for stays as it is.
-                import base64
-
                 vector = np.frombuffer(base64.b64decode(vector), "<f4").tolist()
             assert vector == pytest.approx(models.vector(text).tolist(), abs=1e-5)
     assert answer.usage.prompt_tokens > 0
@@ -152,6 +180,15 @@ def test_langchain_embeds(server: Server, models: Any) -> None:
     assert np.array(vectors) == pytest.approx(np.stack([models.vector(item) for item in TEXTS]), abs=1e-5)
 
 
+def test_langchain_embeds_as_cohere(server: Server, models: Any) -> None:
+    embeddings = client("langchain_cohere").CohereEmbeddings(
+        cohere_api_key="a-key", base_url=server.url, model="embed-v4.0", max_retries=1
+    )
+    assert embeddings.embed_query(QUERY) == pytest.approx(models.vector(QUERY).tolist(), abs=1e-5)
+    vectors = embeddings.embed_documents(TEXTS)
+    assert np.array(vectors) == pytest.approx(np.stack([models.vector(item) for item in TEXTS]), abs=1e-5)
+
+
 def test_llama_index_reranks(server: Server, best: list[tuple[int, float]]) -> None:
     postprocessor, schema = client("llama_index.postprocessor.tei_rerank"), client("llama_index.core.schema")
     reranker = postprocessor.TextEmbeddingInference(top_n=2, base_url=server.url, auth_token="a-key")
@@ -173,6 +210,8 @@ def test_llama_index_embeds(server: Server, models: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "read"),
     [
+        # The client of Voyage, version 0.5, sends this and reads `data`.
+        ("/v1/rerank", {"top_k": None, "truncation": True, "documents": TEXTS}, ("data", "relevance_score")),
         # Open WebUI reads all results by index; Dify asks at /rerank; `rerankers` sends more than is known.
         ("/v1/rerank", {"model": "m", "top_n": 3, "documents": TEXTS}, ("results", "relevance_score")),
         ("/rerank", {"model": "m", "top_n": 3, "documents": TEXTS}, ("results", "relevance_score")),

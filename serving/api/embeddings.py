@@ -182,7 +182,8 @@ async def embeddings(request: Request) -> Response:
             "input holds token ids, which mean nothing without their vocabulary; send texts (in LangChain: "
             "check_embedding_ctx_length=False), or name the vocabulary with the encoder's digest in /v1/models as model"
         )
-    if body.dimensions and body.output_dimension and body.dimensions != body.output_dimension:
+    named = {body.dimensions, body.output_dimension} - {None}
+    if len(named) > 1:
         raise InvalidRequestError(
             f"dimensions is {body.dimensions} and output_dimension is {body.output_dimension}; send one of them"
         )
@@ -192,7 +193,7 @@ async def embeddings(request: Request) -> Response:
         body.input,
         field="input",
         role="query" if is_query else "document",
-        dimensions=body.dimensions or body.output_dimension,
+        dimensions=next(iter(named), None),
         cut=body.truncate is not False and body.truncation is not False,
     )
     coded: Callable[[Vector], Any] = base64_floats if body.encoding_format == "base64" else (lambda vector: vector)
@@ -271,7 +272,7 @@ class EmbedCall:
         self._field, self._role, self._cut = field, role, cut
         self._searcher = context.searcher
         encoder = self._searcher.encoder
-        self._width = dimensions or encoder.dimensions
+        self._width = encoder.dimensions if dimensions is None else dimensions
         if self._width not in encoder.bundle.widths:
             known = " or ".join(map(str, encoder.bundle.widths))
             raise InvalidRequestError(f"dimensions is {self._width}; this encoder gives {known}")

@@ -282,6 +282,8 @@ def test_what_is_not_json_is_a_400(client: TestClient, path: str, body: bytes) -
         ("/embed", {"inputs": ["a", ""]}, "inputs[1] is empty"),
         ("/embed", {"inputs": "a", "normalize": False}, "normalize"),
         ("/embed", {"inputs": "a", "dimensions": 5}, "dimensions is 5; this encoder gives 4 or 8"),
+        ("/embed", {"inputs": "a", "dimensions": 0}, "dimensions is 0; this encoder gives 4 or 8"),
+        ("/v1/embeddings", {"input": "a", "output_dimension": 0}, "dimensions is 0; this encoder gives 4 or 8"),
         ("/embed", {"inputs": ["a", [1, -1]]}, "item 1 must be a text, or a list of token ids"),
         ("/embed", {"inputs": ["a", True]}, "item 1 must be a text"),
         ("/embed", {"inputs": "a", "truncation_direction": "left"}, "truncation_direction"),

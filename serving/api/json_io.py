@@ -1,5 +1,6 @@
 """Bytes from a client to checked values, and values to JSON."""
 
+import codecs
 import re
 from typing import Any, TypeVar
 
@@ -49,6 +50,8 @@ def load(body: bytes | bytearray) -> Any:
         RequestError: the body is not JSON, or is nested too deep.
         BodyTooLargeError: it holds more values than the limits of `json_limits`.
     """
+    if body.startswith(codecs.BOM_UTF8):  # As editors and shells of Windows put it before a text.
+        body = body[len(codecs.BOM_UTF8) :]
     if not body or body.isspace():
         raise RequestError("the body is empty; send a JSON object")
     check_structure(body)
@@ -82,12 +85,21 @@ def _loads(body: bytes | bytearray) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         if b"\\u" not in body:
-            raise RequestError(f"the body is not valid JSON: {error}") from None
+            raise _not_json(body, error) from None
     try:
         # orjson refuses a lone surrogate in an escape.
         return orjson.loads(_without_lone_surrogates(body))
     except orjson.JSONDecodeError as error:
-        raise RequestError(f"the body is not valid JSON: {error}") from None
+        raise _not_json(body, error) from None
+
+
+def _not_json(body: bytes | bytearray, error: orjson.JSONDecodeError) -> RequestError:
+    """The error for a body that orjson refuses; whose words for one that is not UTF-8 speak of surrogates."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as fault:
+        return RequestError(f"the body is not UTF-8 at byte {fault.start}; send the JSON as UTF-8")
+    return RequestError(f"the body is not valid JSON: {error}")
 
 
 def _without_lone_surrogates(body: bytes | bytearray) -> bytes:

@@ -96,3 +96,22 @@ def test_the_first_wrong_item_ends_the_validation(seed: int) -> None:
             json_io.validate({"query": "q", name: given}, RerankRequest, Settings())
         assert str(refused.value).count(name) == 1
         assert f"{name}[{wrong[0]}]" in str(refused.value)
+
+
+def test_a_byte_order_mark_before_a_body_is_left_out() -> None:
+    assert json_io.load('\ufeff{"query": "\ufeffa"}'.encode()) == {"query": "\ufeffa"}
+    with pytest.raises(RequestError, match="the body is empty"):
+        json_io.load("\ufeff ".encode())
+
+
+@pytest.mark.parametrize(
+    ("body", "byte"),
+    [
+        ('{"query": "é"}'.encode("latin-1"), 11),
+        ('{"query": "a"}'.encode("utf-16"), 0),
+        (b'{"query": "\\u00e9\xff"}', 17),
+    ],
+)
+def test_a_body_that_is_not_utf8_is_told_so(body: bytes, byte: int) -> None:
+    with pytest.raises(RequestError, match=f"the body is not UTF-8 at byte {byte}; send the JSON as UTF-8"):
+        json_io.load(body)

@@ -113,7 +113,7 @@ class Settings:
     while their deadline runs."""
     read_s: float = 10.0
     """Seconds for the head of a request, and for its body, to arrive; then the answer is 408. A client that reads
-    nothing of its answer for this time is cut off."""
+    less than 256 KiB of a longer answer in this time is cut off."""
     connection_requests: int = 1000
     """Most requests of one connection; the answer to the last closes it."""
     connection_s: float = 60.0

@@ -2,8 +2,8 @@
 
 Uvicorn limits only the pause between two requests. This protocol adds four rules.
 
-- A request head that does not arrive in time is answered with 408, and a client that does not read its answer is cut
-  off. `serving.api.body` limits the time for a body, because it can answer.
+- A request head that does not arrive in time is answered with 408, and a client that reads too little of its answer is
+  cut off. `serving.api.body` limits the time for a body, because it can answer.
 - A body in very many very small chunks, or with two statements of its length, is refused with 400, see `BodyParser`.
 - A connection is closed after a number of requests or of seconds, always by the header `connection: close` of an
   answer. Clients that keep their connections therefore spread again over all workers after one was replaced.
@@ -31,6 +31,9 @@ from serving.settings import Settings
 REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 GOODBYE_S = 1
 """Seconds after SIGTERM that a connection without a request stays open: its next request may be on the way."""
+MIN_READ_BYTES = 2**18
+"""Bytes of a waiting answer that a client must read within `read_s`. One on a slow line reads a large answer, such as
+25 MB of vectors, for longer than that; one that reads a byte now and then would hold the answer's memory for days."""
 AGE_SPREAD = 0.1
 """Share by which the age limits of connections differ, so that those opened together do not all end together."""
 
@@ -71,7 +74,7 @@ class ConnectionLimits:
     """Bounds of one connection."""
 
     read_s: float
-    """Seconds for a request head to arrive, and for the network to take the next part of an answer."""
+    """Seconds for a request head to arrive, and for a client to read the next MIN_READ_BYTES of an answer."""
     requests: int
     """Requests after which the connection is closed."""
     age_s: float
@@ -96,6 +99,8 @@ class LimitedProtocol(H11Protocol):
         self._oldest = self.loop.time() + limits.age_s * random.uniform(1 - AGE_SPREAD, 1)
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._unread_bytes = 0
+        """Bytes of the answer that had not gone out when `_write_timer` began."""
         self._head_began = False
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -153,17 +158,24 @@ class LimitedProtocol(H11Protocol):
             super().timeout_keep_alive_handler()
 
     def _has_unread_bytes(self) -> bool:
+        return self._count_bytes(termios.FIONREAD) > 0
+
+    def _count_bytes(self, queue: int) -> int:
+        """Bytes in the kernel's buffer of this connection.
+
+        Args:
+            queue: FIONREAD for those that have come, TIOCOUTQ for those that have to go.
+        """
         connection = self.transport.get_extra_info("socket")
         if connection is None or connection.fileno() < 0:
-            return False
-        unread = array.array("i", [0])
-        fcntl.ioctl(connection.fileno(), termios.FIONREAD, unread)
-        return unread[0] > 0
+            return 0
+        count = array.array("i", [0])
+        fcntl.ioctl(connection.fileno(), queue, count)
+        return count[0]
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        # Abort, because close would wait until the client has read everything.
-        self._write_timer = self.loop.call_later(self._limits.read_s, self.transport.abort)
+        self._watch_reader()
 
     def resume_writing(self) -> None:
         self._cancel_write_timer()
@@ -173,6 +185,22 @@ class LimitedProtocol(H11Protocol):
         self._cancel_head_timer()
         self._cancel_write_timer()
         super().connection_lost(exc)
+
+    def _watch_reader(self) -> None:
+        self._unread_bytes = self._count_unread()
+        self._write_timer = self.loop.call_later(self._limits.read_s, self._end_slow_reader)
+
+    def _end_slow_reader(self) -> None:
+        """Cuts off a client that has read too little of its answer since the last look; else looks again later."""
+        if self._unread_bytes - self._count_unread() >= MIN_READ_BYTES:
+            self._watch_reader()
+        else:
+            self.transport.abort()  # To close would wait until the client has read everything.
+
+    def _count_unread(self) -> int:
+        """Bytes of answers that the client has not acknowledged: those that wait here, and in the kernel's buffer,
+        which takes more only once a third of it is free."""
+        return int(self.transport.get_write_buffer_size()) + self._count_bytes(termios.TIOCOUTQ)
 
     def _cancel_write_timer(self) -> None:
         if self._write_timer is not None:

@@ -219,6 +219,26 @@ def test_a_client_that_does_not_read_its_answers_is_cut_off(hasty: Server) -> No
     assert answers(hasty)
 
 
+def test_a_client_on_a_slow_line_reads_a_large_answer_to_its_end(tiny: Any) -> None:
+    """It takes several times RELEVANCE_READ_S, and the buffers of the network hold a part of it only."""
+    service = start(tiny.path, RELEVANCE_READ_S="2.0", RELEVANCE_LOG="json")
+    large = json.dumps({"query": "q", "documents": ["a" * 200_000] * 75, "return_documents": True}).encode()
+    received = b""
+    try:
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**17)
+            slow.connect(("127.0.0.1", service.port))
+            slow.settimeout(120)
+            slow.sendall(HEAD + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(large) + large)
+            while part := slow.recv(2**20, socket.MSG_WAITALL):
+                received += part
+                time.sleep(0.1)
+        status, results = received[:12], received.count(b'"relevance_score"')
+        assert (status, results) == (b"HTTP/1.1 200", 75)
+    finally:
+        assert service.stop() == 0
+
+
 def test_a_refused_upload_leaves_its_room_to_the_others(tiny: Any) -> None:
     service = start(tiny.path, RELEVANCE_MAX_BODY_BYTES="2000", RELEVANCE_MAX_HELD_BYTES="5000", RELEVANCE_READ_S="60")
     body, head = BODY.ljust(2000), HEAD + b"content-length: 2000\r\nconnection: close\r\n\r\n"

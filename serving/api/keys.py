@@ -76,6 +76,8 @@ class KeyRing:
         self._lock = threading.Lock()
         self._version = self._stat()
         self._known = hashes(settings)
+        self._fault = ""
+        """Why the file could not be read at the last look."""
         self._next_check = clock() + CHECK_S
 
     def known(self) -> Sequence[bytes]:
@@ -85,14 +87,22 @@ class KeyRing:
         with self._lock:
             self._next_check = self._clock() + CHECK_S
             version = self._stat()
-            if version != self._version:
+            if version != self._version or self._fault:
                 self._version = version
-                try:
-                    self._known = hashes(self._settings)
-                    log.info("%s: read again; %d API keys are valid", self._path, len(self._known))
-                except (ConfigError, MissingError) as error:
-                    log.error("%s; the API keys of before stay valid", error)
+                self._read_again()
         return self._known
+
+    def _read_again(self) -> None:
+        """Reads the keys; logs a fault once, and the next look tries again, as what was short may be there then."""
+        try:
+            self._known = hashes(self._settings)
+        except (ConfigError, MissingError) as error:
+            if str(error) != self._fault:
+                log.error("%s; the API keys of before stay valid", error)
+            self._fault = str(error)
+        else:
+            self._fault = ""
+            log.info("%s: read again; %d API keys are valid", self._path, len(self._known))
 
     def _stat(self) -> tuple[int, int, int] | None:
         try:

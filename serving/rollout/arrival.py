@@ -1,5 +1,7 @@
 """Arrival of a release's files, which rsync or NFS may bring after the pointer or the trial that names them."""
 
+import errno
+import os
 from pathlib import Path
 
 from pipeline import artifacts, machine_memory
@@ -7,6 +9,9 @@ from pipeline.errors import MissingError, RelevanceError
 
 RETRY_S = 30.0
 """After so long a release is tried again that failed for a reason which may pass, such as memory or open files."""
+
+REFUSED_WORDS = (os.strerror(errno.EMFILE), "unable to open database file")
+"""Words of libraries that raise errors of their own, ONNX Runtime, Faiss and SQLite, where a file was not opened."""
 
 FolderStamp = tuple[tuple[str, int, int], ...]
 """Path, size and time of change of each file."""
@@ -36,8 +41,20 @@ def check_complete(folder: Path) -> None:
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether a release that failed to load with this error may load later; see `RETRY_S`."""
-    return isinstance(error, OSError) or machine_memory.is_shortage(error)
+    """Whether a release that failed to load with this error may load later; see `RETRY_S`.
+
+    So it is where the system refused a file that is there, also where another error tells of it: too many are open,
+    this user may not read it yet, the disk does not answer.
+    """
+    if isinstance(error, OSError) or machine_memory.is_shortage(error):
+        return True
+    cause: BaseException | None = error
+    while cause is not None:
+        refused = isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
+        if refused or any(words in str(cause) for words in REFUSED_WORDS):
+            return True
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return False
 
 
 def folder_stamp(folder: Path) -> FolderStamp:

@@ -8,8 +8,10 @@ import pytest
 from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 
+from pipeline import regular_files
 from serving.api import app as apps
 from serving.api import keys
+from serving.settings import Settings
 from tests.serving.patience import patient
 from tests.serving.process.test_launch import browse
 from tests.serving.processes import start
@@ -208,8 +210,6 @@ def test_the_pages_work_behind_a_prefix_in_a_browser(tiny: Any, tmp_path: Any) -
 
 
 def test_the_file_of_keys_is_read_again_when_it_changes(tmp_path: Any) -> None:
-    from serving.settings import Settings
-
     file, now = tmp_path / "keys", [0.0]
     file.write_text("\ufeff" + "a" * 64 + " first\n", encoding="utf-8")
     ring = keys.KeyRing(Settings(api_keys_file=str(file)), clock=lambda: now[0])
@@ -225,3 +225,25 @@ def test_the_file_of_keys_is_read_again_when_it_changes(tmp_path: Any) -> None:
     file.unlink()
     now[0] += 2
     assert len(ring.known()) == 2
+
+
+def test_the_file_of_keys_is_read_again_when_what_kept_it_from_being_read_has_passed(
+    tmp_path: Any, monkeypatch: Any, caplog: Any
+) -> None:
+    """A file whose rights are mended has the size and the time of before."""
+    file, now = tmp_path / "keys", [0.0]
+    file.write_text("a" * 64)
+    ring = keys.KeyRing(Settings(api_keys_file=str(file)), clock=lambda: now[0])
+    file.write_text("b" * 64 + "\n")
+
+    def denied(path: Any) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(regular_files, "read", denied)
+        for _ in range(3):
+            now[0] += 2
+            assert [key.hex()[0] for key in ring.known()] == ["a"]
+    assert [record.getMessage() for record in caplog.records if "Permission denied" in record.getMessage()][1:] == []
+    now[0] += 2
+    assert [key.hex()[0] for key in ring.known()] == ["b"]

@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import os
+import sqlite3
 import threading
 import time
 import weakref
@@ -15,6 +16,7 @@ import pytest
 
 from pipeline.errors import ArtifactError, MissingError
 from serving.errors import NotReadyError
+from serving.rollout.arrival import may_pass
 from serving.rollout.lifecycle import RETRY_S, Lifecycle
 from serving.scoring.answers import MissingShard, ShardCounts
 from serving.scoring.searcher import Searcher
@@ -274,6 +276,49 @@ def test_a_full_disk_while_loading_is_survived_and_the_release_tried_again(
     lifecycle.poll()
     assert lifecycle.current.release == new
     assert lifecycle.refused is None
+
+
+@pytest.mark.parametrize("name", ["live.json", "manifest.json"])
+def test_a_file_that_cannot_be_opened_for_a_while_delays_a_release(
+    lifecycle: Lifecycle, fresh: Any, monkeypatch: Any, name: str
+) -> None:
+    """Idle clients may hold all open files; the error that tells of it is one of our own."""
+    lifecycle.stop()
+    old = lifecycle.current
+    new = promote(fresh, 2)
+    real = os.open
+
+    def exhausted(path: Any, *rest: Any, **more: Any) -> int:
+        if Path(path).name == name:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(path, *rest, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", exhausted)
+        lifecycle.poll()
+    assert lifecycle.current is old
+    assert lifecycle.refused is not None
+    assert "Too many open files" in lifecycle.refused.reason
+    lifecycle.poll()
+    assert lifecycle.current is old
+    assert lifecycle._again is not None
+    lifecycle._again = time.monotonic()
+    lifecycle.poll()
+    assert lifecycle.current.release == new
+
+
+def test_what_may_pass_is_told_from_damage() -> None:
+    def wrapped(cause: Exception) -> ArtifactError:
+        try:
+            raise ArtifactError("a file of the release cannot be read") from cause
+        except ArtifactError as error:
+            return error
+
+    assert may_pass(wrapped(PermissionError(errno.EACCES, "denied")))
+    assert may_pass(wrapped(sqlite3.OperationalError("unable to open database file")))
+    assert may_pass(wrapped(wrapped(RuntimeError("Load model failed: Too many open files"))))
+    assert not may_pass(wrapped(FileNotFoundError(errno.ENOENT, "not there")))
+    assert not may_pass(wrapped(ValueError("not JSON")))
 
 
 def test_a_release_waits_for_its_shards_which_are_asked_after_pauses_that_double(

@@ -18,7 +18,7 @@ import fcntl
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +76,8 @@ def gc(workspace: Path, *, keep: int | None, act: bool = False) -> dict[str, Any
 
     Raises:
         ConflictError: another command makes artifacts in this workspace or moves its live pointer now.
-        ArtifactError: the live pointer, the trials or the manifest of a kept release cannot be read, so that it is not
-            known what is needed.
+        ArtifactError: the live pointer, the trials, or the manifest of a kept release or of what it was made from
+            cannot be read, so that it is not known what is needed.
     """
     with _alone(workspace, act):
         removals = list(_plan(workspace, keep))
@@ -114,13 +114,13 @@ def _plan(workspace: Path, keep: int | None) -> Iterator[Removal]:
     newest = known if keep is None else known[-keep:] if keep > 0 else []
     kept = {*newest, *_pointed(registry)}
     kept |= {release for release in known if _in_use(registry.path(release))}
-    manifests = _manifests(workspace)
+    folders = {path.name: path for path in (workspace / "artifacts").glob("*/*") if artifacts.is_fingerprint(path.name)}
+    manifests = _manifests(folders)
     divided = {_divided(manifests[name]) for name in kept & manifests.keys()} - {None}
     kept |= {name for name in known if name in manifests and _divided(manifests[name]) in divided}
-    for release in kept & set(known):
-        if release not in manifests:
-            artifacts.read_manifest(registry.path(release))  # Raises: what it needs is not known.
     needed = _closure(kept, manifests)
+    for name in sorted(needed & folders.keys() - manifests.keys()):
+        artifacts.read_manifest(folders[name])  # Raises: what it needs is not known.
     claimed = _closure(set(known), manifests)
     root = workspace / "artifacts"
     for kind in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []:
@@ -199,14 +199,14 @@ def _pointed(registry: Releases) -> set[str]:
     return names
 
 
-def _manifests(workspace: Path) -> dict[str, Manifest]:
+def _manifests(folders: Mapping[str, Path]) -> dict[str, Manifest]:
+    """Name → manifest of the artifacts in these folders, of those whose manifest can be read."""
     manifests = {}
-    for path in (workspace / "artifacts").glob("*/*"):
-        if artifacts.is_fingerprint(path.name):
-            try:
-                manifests[path.name] = artifacts.read_manifest(path)
-            except RelevanceError as error:
-                log.warning("%s", error)
+    for name, path in folders.items():
+        try:
+            manifests[name] = artifacts.read_manifest(path)
+        except RelevanceError as error:
+            log.warning("%s", error)
     return manifests
 
 

@@ -1,6 +1,7 @@
 """Damage, recovery and removal on the tiny world: each command does what its message promises."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -193,6 +194,26 @@ def test_gc_removes_nothing_while_it_is_not_known_which_release_was_live(copied:
     registry.promote(ids[0], reason="as advised")
     gc.gc(copied.workspace, keep=0, act=True)
     assert registry.ids() == [ids[0]]
+
+
+def test_gc_removes_nothing_while_what_a_release_was_made_from_cannot_be_read(copied: Trained) -> None:
+    """Else all that the unreadable artifact was made from would look as if nothing needed it."""
+    release = copied.outcome.release
+    ranker = artifacts.folder_of(copied.workspace, release.manifest.inputs["ranker"])
+    assert ranker is not None
+    model = artifacts.folder_of(copied.workspace, artifacts.read_manifest(ranker).inputs["model"])
+    assert model is not None
+    for path in (copied.workspace / "artifacts").glob("*/*"):
+        os.utime(path, (0, 0))
+    intact = (model / artifacts.MANIFEST).read_bytes()
+    (model / artifacts.MANIFEST).write_bytes(intact[:-100])
+    before = sorted((copied.workspace / "artifacts").rglob("*"))
+    with pytest.raises(ArtifactError, match=f"{model.name}.*not a readable manifest"):
+        gc.gc(copied.workspace, keep=1, act=True)
+    assert sorted((copied.workspace / "artifacts").rglob("*")) == before
+    (model / artifacts.MANIFEST).write_bytes(intact)
+    gc.gc(copied.workspace, keep=1, act=True)
+    assert model.is_dir()
 
 
 def test_gc_waits_for_who_makes_artifacts(copied: Trained) -> None:

@@ -81,8 +81,10 @@ ENDPOINTS = (
     Endpoint("/admin/rollback", ("POST",), Access.ADMIN),
 )
 
-UNKNOWN = Endpoint("other", ())
-"""Stands for every path that is not in the table; its label keeps strangers from adding series to the metrics."""
+UNKNOWN = Endpoint("other", (), errors=ErrorShape.OPENAI)
+"""Stands for every path that is not in the table; its label keeps strangers from adding series to the metrics.
+
+Its errors are OpenAI's, whose client shows no other, and asks here where `/v1` is missing from its address."""
 
 UNKNOWN_ADMIN = Endpoint("other", (), Access.ADMIN)
 """Stands for paths below `/admin/` that are not in the table: a stranger must not learn which ones exist."""

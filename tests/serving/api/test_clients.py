@@ -159,6 +159,8 @@ def test_openai_reads_our_errors(server: Server) -> None:
     assert refused.value.body["type"] == "invalid_request_error"
     with pytest.raises(openai.NotFoundError, match="no model called 'gpt-4'"):
         openai_client.models.retrieve("gpt-4")
+    with pytest.raises(openai.NotFoundError, match="did you mean /v1/embeddings"):
+        openai.OpenAI(api_key="a-key", base_url=server.url, max_retries=0).embeddings.create(model="m", input="a")
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(api_key="wrong", base_url=f"{server.url}/v1").models.list()
 

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 from prometheus_client.values import ValueClass
 
+from serving.errors import ServingError
 from serving.observability.rollout_metrics import RolloutMetrics
 from serving.rollout.lifecycle import Lifecycle
 
@@ -86,6 +87,7 @@ class Metrics:
         self._seconds_of = functools.cache(self.seconds.labels)
         self._count_of = functools.cache(self.te_count.labels)
         self._success_of = functools.cache(self.te_success.labels)
+        self._count_of("single")  # Opens the last file now, while there may be more open files.
 
     def began(self) -> None:
         """Counts a request that begins."""
@@ -131,10 +133,16 @@ class Metrics:
         self._trials.copy()
 
     def text(self) -> bytes:
-        """All metrics in Prometheus's text format."""
+        """All metrics in Prometheus's text format.
+
+        Raises:
+            ServingError: the folder of the processes was removed.
+        """
         self.refresh()
         if self._folder is None:
             return generate_latest(_PresentReleases(self._registry))
+        if not self._folder.is_dir():
+            raise ServingError(f"{self._folder}: the folder of metrics was removed; start the service again")
         registry = CollectorRegistry()
         MultiProcessCollector(registry, str(self._folder))  # type: ignore[no-untyped-call]
         return generate_latest(_PresentReleases(registry))

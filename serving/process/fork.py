@@ -21,6 +21,7 @@ Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 SIGNALS: Mapping[signal.Signals, Handler] = {
     signal.SIGTERM: signal.SIG_DFL,
     signal.SIGINT: signal.default_int_handler,
+    signal.SIGHUP: signal.SIG_IGN,  # A terminal that closes sends it to all; the parent then ends the workers.
 }
 """Signals that end a service → what they do to a worker that has no handlers of its own yet."""
 

@@ -30,13 +30,16 @@ from pipeline.command_line import typed
 from pipeline.errors import RelevanceError
 from serving.process import fork
 from serving.process import listener as listeners
-from serving.process.metrics_folder import metrics_folder
+from serving.process.metrics_folder import forget, metrics_folder, reserve
 from serving.settings import Settings
 
 START_S = 300.0
 """Seconds without a report after which a worker that is still loading its release is killed."""
 LATE_S = 10.0
 """Seconds beyond `drain_s` after which a worker that has not ended after SIGTERM is killed."""
+GRACE_S = 5.0
+"""Seconds that a silent worker has to report from when the parent notices. Where all processes stood still, as in a
+container that was paused or on a machine that slept, the parent may wake before the report comes."""
 LONGEST_PAUSE_S = 10.0
 """The longest pause between two starts of a worker that ends again and again."""
 
@@ -57,13 +60,15 @@ class Worker:
     """The workspace that it serves, for commands in messages."""
     release: str = ""
     """The release that the worker answers with; empty until it is ready."""
+    noticed: float | None = None
+    """When the parent noticed that it is silent; None where it is not."""
     failure: dict[str, Any] | None = None
     """The error with which the worker could not begin."""
 
     def read_reports(self) -> None:
         """Reads the reports that have come; waits for one when there is none and the worker lives."""
         for line in text.split_lines(os.read(self.reports, 1 << 16).decode()):
-            self.last_report = time.monotonic()
+            self.last_report, self.noticed = time.monotonic(), None
             report = json.loads(line)
             if "error" in report:
                 self.failure = report
@@ -73,6 +78,14 @@ class Worker:
     def silent_s(self) -> float:
         """Seconds since the last report."""
         return time.monotonic() - self.last_report
+
+    def hangs(self, limit_s: float) -> bool:
+        """Whether it has been silent for longer than the limit, and still is GRACE_S after the parent noticed that."""
+        if self.silent_s() <= limit_s:
+            return False
+        if self.noticed is None:
+            self.noticed = time.monotonic()
+        return time.monotonic() - self.noticed > GRACE_S
 
     def end(self) -> str:
         """A description of how the process ended."""
@@ -106,16 +119,16 @@ class Supervisor:
         self._stopping = False
 
     def run(self) -> None:
-        """Serves until SIGTERM or SIGINT, then lets the workers finish their requests.
+        """Serves until SIGTERM, SIGINT or SIGHUP, then lets the workers finish their requests.
 
         Raises:
             RelevanceError: a worker could not begin, before all were ready once; its own error.
         """
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in fork.SIGNALS:
+            if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # As under nohup.
             signal.signal(number, self._stop)
         with metrics_folder() as folder:
-            # The library of metrics reads it when it is first imported: by a worker, or here once one has ended.
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
             self._start_times = dict.fromkeys(range(1, self._settings.workers + 1), 0.0)
             try:
                 while not self._stopping:
@@ -145,9 +158,10 @@ class Supervisor:
                 os.close(descriptor)
             # Pydantic would look for plugins in every installed package; who wants some sets the variable, also to "".
             os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+            shared = _shared_metrics(number, folder)  # Before the library of metrics is imported.
             from serving.process import worker
 
-            worker.work(self._settings, self._listener, workers_end, folder)
+            worker.work(self._settings, self._listener, workers_end, shared)
 
         process = fork.start(work, f"worker {number}")
         os.close(workers_end)
@@ -169,7 +183,7 @@ class Supervisor:
         """Kills workers that are silent, and plans the replacement of those that ended."""
         for worker in list(self._workers.values()):
             if worker.process.is_alive():
-                if worker.silent_s() > (self._settings.silent_s if worker.release else START_S):
+                if worker.hangs(self._settings.silent_s if worker.release else START_S):
                     log.error("worker %d: silent for %.0f s, killed", worker.number, worker.silent_s())
                     worker.process.kill()
                 continue
@@ -192,12 +206,11 @@ class Supervisor:
         self._start_times[worker.number] = time.monotonic() + pause_s
 
     def _forget(self, worker: Worker, folder: Path) -> None:
-        from prometheus_client.multiprocess import mark_process_dead
-
         del self._workers[worker.number]
         self._selector.unregister(worker.reports)
         os.close(worker.reports)
-        mark_process_dead(worker.process.pid, str(folder))  # type: ignore[no-untyped-call]
+        assert worker.process.pid is not None
+        forget(folder, worker.process.pid)
 
     def _end(self) -> None:
         """Sends SIGTERM to all workers, and SIGKILL to those that do not end."""
@@ -213,6 +226,21 @@ class Supervisor:
                 worker.process.join()
             os.close(worker.reports)
         self._selector.close()
+
+
+def _shared_metrics(number: int, folder: Path) -> Path | None:
+    """The folder in which a worker adds its metrics to those of the others; None where the disk has no room for it.
+
+    The library of metrics reads the variable when it is imported.
+    """
+    if reserve(folder):
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+        return folder
+    log.warning(
+        "worker %d: no room for metrics in %s; until it is replaced, its /metrics counts itself alone", number, folder
+    )
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+    return None
 
 
 def _failure(worker: Worker) -> RelevanceError:

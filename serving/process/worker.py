@@ -24,6 +24,7 @@ from serving.observability.metrics import Metrics
 from serving.process.http_protocol import ConnectionLimits, LimitedProtocol
 from serving.process.listener import BACKLOG, accept_new, has_waiting, refuse_new
 from serving.rollout.lifecycle import Lifecycle
+from serving.runtime.scheduler import PresentRun
 from serving.settings import Settings
 
 KEEP_ALIVE_S = 75
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 Beat = Callable[[str], bool]
 
 
-def run(settings: Settings, listener: socket.socket, beat: Beat, metrics: Path) -> None:
+def run(settings: Settings, listener: socket.socket, beat: Beat, metrics: Path | None) -> None:
     """Serves until SIGTERM or SIGINT, then lets running requests finish for at most `drain_s`.
 
     Args:
@@ -50,7 +51,7 @@ def run(settings: Settings, listener: socket.socket, beat: Beat, metrics: Path) 
         listener: the socket to accept from, perhaps beside other processes.
         beat: called with the live release when requests are accepted and once a second from then on, by the event
             loop; the process stops when it returns false.
-        metrics: the folder in which the processes add up their metrics.
+        metrics: the folder in which the processes add up their metrics; None keeps those of this process alone.
 
     Raises:
         MissingError: there is no such release.
@@ -77,7 +78,7 @@ def run(settings: Settings, listener: socket.socket, beat: Beat, metrics: Path) 
         # asyncio accepts this many connections at a wake-up. With one, a free process takes the next, not a busy one.
         backlog=1,
     )
-    server = Server(config, service.draining, functools.partial(_pulse, settings, lifecycle, beat, service.metrics))
+    server = Server(config, service.draining, Pulse(settings, lifecycle, beat, service.metrics))
 
     def stop(*_: object) -> None:
         server.should_exit = True
@@ -126,20 +127,36 @@ async def _accept_all(listeners: list[socket.socket]) -> None:
         await asyncio.sleep(0.01)
 
 
-def _pulse(settings: Settings, lifecycle: Lifecycle, beat: Beat, metrics: Metrics) -> bool:
-    """Reports to the supervisor; false when this process should end."""
-    metrics.refresh()  # The other processes read these files when they are asked for the sums.
-    stalled_s = lifecycle.scheduler.stalled_s()
-    if stalled_s > settings.silent_s:
-        log.error("a run of a model has not come back for %.0f s; this process ends, to be replaced", stalled_s)
-        return False
-    if lifecycle.rollout.active.runners_lost:
-        log.error("all runners wait for a release that was withdrawn; this process ends, to be replaced")
-        return False
-    return beat(lifecycle.current.release)
+class Pulse:
+    """Reports to the supervisor once a second; a call returns false when this process should end."""
+
+    def __init__(self, settings: Settings, lifecycle: Lifecycle, beat: Beat, metrics: Metrics) -> None:
+        self._settings, self._lifecycle, self._beat, self._metrics = settings, lifecycle, beat, metrics
+        self._overdue: PresentRun | None = None
+        """The oldest run, where it was overdue at the last call."""
+
+    def __call__(self) -> bool:
+        self._metrics.refresh()  # The other processes read these files when they are asked for the sums.
+        stalled = self._stalled()
+        if stalled is not None:
+            log.error(
+                "a run of a model has not come back for %.0f s; this process ends, to be replaced", stalled.seconds
+            )
+            return False
+        if self._lifecycle.rollout.active.runners_lost:
+            log.error("all runners wait for a release that was withdrawn; this process ends, to be replaced")
+            return False
+        return self._beat(self._lifecycle.current.release)
+
+    def _stalled(self) -> PresentRun | None:
+        """A run that was overdue at the last call already: where the whole process stood still, the run has ended."""
+        runs = self._lifecycle.scheduler.present_runs()
+        overdue = runs[0] if runs and runs[0].seconds > self._settings.silent_s else None
+        before, self._overdue = self._overdue, overdue
+        return overdue if overdue is before else None
 
 
-def work(settings: Settings, listener: socket.socket, reports: int, metrics: Path) -> None:
+def work(settings: Settings, listener: socket.socket, reports: int, metrics: Path | None) -> None:
     """Runs one worker to its end.
 
     Args:
@@ -149,18 +166,25 @@ def work(settings: Settings, listener: socket.socket, reports: int, metrics: Pat
     Raises:
         SystemExit: the service could not begin; the report says why.
     """
-
-    def report(**values: Any) -> bool:
-        try:
-            os.write(reports, json.dumps(values).encode() + b"\n")
-        except OSError:
-            return False  # The parent is gone.
-        return True
-
+    os.set_blocking(reports, False)
     try:
         with machine_memory.shortage_told():
-            run(settings, listener, beat=lambda release: report(release=release), metrics=metrics)
+            run(settings, listener, beat=lambda release: report(reports, release=release), metrics=metrics)
     except RelevanceError as error:
-        # A pipe takes up to 4,096 bytes at once, so that the parent reads whole lines.
-        report(error=str(error)[:600], kind=type(error).__name__)
+        report(reports, error=str(error)[:600], kind=type(error).__name__)
         raise SystemExit(error.exit_code) from None
+
+
+def report(pipe: int, **values: Any) -> bool:
+    """Writes a report for the parent; returns whether the parent is there.
+
+    A parent that stands still reads nothing, so the pipe may be full; when it goes on, it finds enough reports. A pipe
+    takes up to 4,096 bytes at once, so that the parent reads whole lines.
+    """
+    try:
+        os.write(pipe, json.dumps(values).encode() + b"\n")
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return True

@@ -179,3 +179,13 @@ def test_the_page_has_thumbs_and_another_release_where_the_settings_say_so(fresh
     assert page.split('<section class="list" data-list="lexical"')[1].split("</section>")[0].count('class="thumb') == 0
     assert f'<option value="{other}"' in page
     assert '<label class="tool" id="compare" hidden' not in page
+
+
+def test_the_service_may_open_as_many_files_as_the_system_allows() -> None:
+    """Idle connections would reach the usual soft limit of 1,024, or the 256 of other systems."""
+    code = (
+        "import resource as r; from serving.process import launch; hard = r.getrlimit(r.RLIMIT_NOFILE)[1]; "
+        "r.setrlimit(r.RLIMIT_NOFILE, (256, hard)); launch.allow_files(); soft = r.getrlimit(r.RLIMIT_NOFILE)[0]; "
+        "assert soft == (launch.MOST_FILES if hard == r.RLIM_INFINITY else min(hard, launch.MOST_FILES)), soft"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

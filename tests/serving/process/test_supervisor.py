@@ -1,9 +1,12 @@
 """Several processes behind one port: they share the work, are replaced when they die, and lose nothing at the end."""
 
 import ast
+import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +17,9 @@ from typing import Any
 import httpx
 import pytest
 
+from pipeline.errors import MissingError
+from serving.process import worker as worker_process
+from serving.settings import Settings
 from tests.serving.metrics_text import series
 from tests.serving.process.shutdown import stop_under_load
 from tests.serving.processes import START, Server, clean_environment, start, watch
@@ -125,10 +131,11 @@ def test_sigterm_under_load_loses_no_request(tiny: Any, workers: int) -> None:
 
 
 CLOCK = """
-import signal, time, types
+import os, signal, time, types
 from serving.process import supervisor
 signals = []
 supervisor.time = types.SimpleNamespace(monotonic=lambda: time.monotonic() + 1000 * len(signals))
+supervisor.GRACE_S = float(os.environ["GRACE_S"])
 signal.signal(signal.SIGUSR1, lambda *_: signals.append(1))
 """
 """Before `START`: each SIGUSR1 sets the supervisor's clock forward, so that no test waits for its limits."""
@@ -136,7 +143,7 @@ signal.signal(signal.SIGUSR1, lambda *_: signals.append(1))
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find the process")
 def test_a_single_worker_that_hangs_is_replaced(tiny: Any) -> None:
-    server = start(tiny.path, code=CLOCK + START, RELEVANCE_SILENT_S="900")
+    server = start(tiny.path, code=CLOCK + START, RELEVANCE_SILENT_S="900", GRACE_S="1")
     (hung,) = server.workers
     os.kill(hung, signal.SIGSTOP)
     server.process.send_signal(signal.SIGUSR1)
@@ -146,6 +153,23 @@ def test_a_single_worker_that_hangs_is_replaced(tiny: Any) -> None:
     assert rerank(server.url, "a").status_code == 200
     assert hung not in server.workers
     assert server.stop() == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find the process")
+def test_workers_that_stood_still_with_their_parent_stay(tiny: Any) -> None:
+    """A container that was paused, or a machine that slept: when all go on, no worker has reported for a long time."""
+    server = start(tiny.path, code=CLOCK + START, RELEVANCE_SILENT_S="900", GRACE_S="60")
+    (worker,) = server.workers
+    for pid in (worker, server.process.pid):
+        os.kill(pid, signal.SIGSTOP)
+    server.process.send_signal(signal.SIGUSR1)  # The parent's clock stands forward when it goes on.
+    server.process.send_signal(signal.SIGCONT)
+    time.sleep(2)  # The parent looks five times a second.
+    os.kill(worker, signal.SIGCONT)
+    assert rerank(server.url, "a").status_code == 200
+    assert server.workers == [worker]
+    assert server.stop() == 0
+    assert not [line for line in server.log if "silent" in line["message"]]
 
 
 def test_a_service_answers_again_after_its_only_worker_was_ended_by_a_signal(tiny: Any) -> None:
@@ -160,6 +184,69 @@ def test_a_service_answers_again_after_its_only_worker_was_ended_by_a_signal(tin
         assert server.workers != [worker]
     finally:
         assert server.stop() == 0
+
+
+def test_a_worker_whose_folder_of_metrics_was_removed_is_replaced(tiny: Any, tmp_path: Path) -> None:
+    """A cleaner of temporary folders removes it; a replacement of the worker makes it again."""
+    server = start(tiny.path, TMPDIR=str(tmp_path))
+    try:
+        (folder,) = tmp_path.glob("relevance-metrics-*")
+        shutil.rmtree(folder)
+        assert rerank(server.url, "a").status_code == 200
+        refused = httpx.get(f"{server.url}/metrics", timeout=60)
+        assert refused.status_code == 500
+        assert "the folder of metrics was removed; start the service again" in refused.json()["message"]
+        (worker,) = server.workers
+        os.kill(worker, signal.SIGKILL)
+        server.logged(lambda line: "starting it again" in line["message"])
+        assert rerank(server.url, "b").status_code == 200
+        assert counters(server)["relevance_texts_total"] == 1
+        assert [line for line in server.log if "starting it again" in line["message"]][1:] == []
+    finally:
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize("everybody", [True, False])
+def test_a_terminal_that_closes_ends_a_service_as_sigterm_does(tiny: Any, everybody: bool) -> None:
+    server = start(tiny.path)
+    for pid in (*(server.workers if everybody else []), server.process.pid):
+        os.kill(pid, signal.SIGHUP)
+    assert server.process.wait(60) == 0
+    server.close()
+    assert "stopped; running requests were finished" in server.log[-1]["message"]
+
+
+def test_a_service_under_nohup_goes_on_when_its_terminal_closes(tiny: Any) -> None:
+    server = start(tiny.path, code="import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)" + START)
+    for pid in (*server.workers, server.process.pid):
+        os.kill(pid, signal.SIGHUP)
+    assert rerank(server.url, "a").status_code == 200
+    assert server.stop() == 0
+
+
+def test_a_parent_that_stands_still_does_not_hold_up_its_workers() -> None:
+    """Nobody reads their reports, so the pipe fills."""
+    parents_end, workers_end = os.pipe()
+    os.set_blocking(workers_end, False)
+    for _ in range(2**16):
+        assert worker_process.report(workers_end, release="a")
+    os.close(parents_end)
+    assert not worker_process.report(workers_end, release="a")
+    os.close(workers_end)
+
+
+def test_a_worker_writes_its_reports_without_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise MissingError("no release")
+
+    monkeypatch.setattr(worker_process, "run", fail)
+    parents_end, workers_end = os.pipe()
+    with socket.socket() as listener, pytest.raises(SystemExit):
+        worker_process.work(Settings(), listener, workers_end, tmp_path)
+    assert not os.get_blocking(workers_end)
+    assert json.loads(os.read(parents_end, 1000)) == {"error": "no release", "kind": "MissingError"}
+    for end in (parents_end, workers_end):
+        os.close(end)
 
 
 def test_a_truncated_release_is_named_when_its_worker_dies(fresh: Any) -> None:

@@ -16,6 +16,7 @@ from serving.rollout.lifecycle import Lifecycle
 from serving.rollout.trials import Bounds, Canary, Trial
 from serving.runtime import engine
 from serving.runtime.items import Item
+from serving.runtime.scheduler import PresentRun
 from serving.scoring.searcher import Searcher
 from tests.serving.patience import patient
 
@@ -102,10 +103,30 @@ def test_a_canary_that_stalls_for_ever_is_withdrawn(
     assert withdrawn is not None
     assert "a run of its model has not come back" in withdrawn.reason
     metrics: Any = SimpleNamespace(refresh=lambda: None)  # All runners are lost, so another process takes over.
-    assert not worker._pulse(lifecycle.settings, lifecycle, lambda release: True, metrics)
+    assert not worker.Pulse(lifecycle.settings, lifecycle, lambda release: True, metrics)()
     assert lifecycle.rollout.choose(lifecycle.current, "any", None).variant == "live"
     stall.released.set()
     assert rerank(client, "a text").headers["x-variant"] == "live"
+
+
+def test_a_process_ends_for_a_run_that_is_overdue_twice_and_not_for_one_that_stood_still_with_it() -> None:
+    model: Any = None
+    run = PresentRun(model, time.monotonic() - 3600, frozenset())
+    present = [run]
+    lifecycle: Any = SimpleNamespace(
+        scheduler=SimpleNamespace(present_runs=lambda: list(present)),
+        rollout=SimpleNamespace(active=SimpleNamespace(runners_lost=False)),
+        current=SimpleNamespace(release="a"),
+    )
+    metrics: Any = SimpleNamespace(refresh=lambda: None)
+    pulse = worker.Pulse(patient(silent_s=30.0), lifecycle, lambda release: True, metrics)
+    assert pulse()
+    present[:] = [PresentRun(model, time.monotonic() - 3600, frozenset())]  # The first one has ended meanwhile.
+    assert pulse()
+    present.clear()
+    assert pulse()
+    present.append(run)
+    assert [pulse(), pulse()] == [True, False]
 
 
 def test_a_shadow_that_stalls_is_withdrawn_as_it_takes_a_runner(

@@ -1,5 +1,6 @@
 # Every target makes the environment first when it is missing or older than what it is made from.
 PYTHON ?= python3
+TEST_PROCESSES ?= 2
 VENV := .venv
 READY := $(VENV)/.ready
 RUN := PYTHONUNBUFFERED=1 $(VENV)/bin
@@ -20,9 +21,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(RUN)/relevance demo
 
-# One thread for each process: the models of tests are so small that a second one costs more than it gives.
+# One thread for each process: the models of tests are so small that a second one costs more than it gives. The tests of
+# a file stay in one process; the slow ones, which are first in order, begin first.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(RUN)/pytest
+	OMP_NUM_THREADS=1 $(RUN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(RUN)/ruff check .

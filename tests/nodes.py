@@ -1,9 +1,5 @@
-"""Two machines as two agents of torchrun on this one, each with one process.
+"""Two machines as two agents of torchrun on this one, each with one process; all are forks of one server."""
 
-Agents and processes are forks of one server that has imported everything, as imports take most of the time otherwise.
-"""
-
-import multiprocessing
 import os
 import signal
 import socket
@@ -12,17 +8,11 @@ from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-ROOT = Path(__file__).parents[1]
+from tests import forked
 
 WAIT_S = 240
 """Seconds after which a test gives up."""
-
-CONTEXT = multiprocessing.get_context("forkserver")
-
-MODULES = ("flows.cli.command", "flows.retrain", "flows.summary", "tests.pipeline.training.loop.test_peers")
-"""Modules that the server imports."""
 
 
 def command(*arguments: str | Path) -> None:
@@ -41,24 +31,18 @@ def start(work: Callable[..., None], arguments: Sequence[Sequence[Any]], folder:
     folder.mkdir()
     with socket.create_server(("127.0.0.1", 0)) as free:
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
-    CONTEXT.set_forkserver_preload(list(MODULES))
-    agents: list[BaseProcess] = []
-    with mock.patch.dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"):  # For the server.
-        for number, given in enumerate(arguments):
-            log = folder / f"node-{number}.log"
-            log.touch()
-            agents.append(CONTEXT.Process(target=_agent, args=(number, len(arguments), endpoint, log, work, given)))
-            agents[-1].start()
+    agents = [
+        forked.process(_agent, (number, len(arguments), endpoint, work, given), folder / f"node-{number}.log")
+        for number, given in enumerate(arguments)
+    ]
+    forked.start(agents)
     return agents
 
 
-def _agent(number: int, nodes: int, endpoint: str, log: Path, work: Callable[..., None], given: Sequence[Any]) -> None:
+def _agent(number: int, nodes: int, endpoint: str, work: Callable[..., None], given: Sequence[Any]) -> None:
     """Does what `torchrun --nnodes N --nproc-per-node 1 --rdzv-backend c10d` does."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    with log.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
     config = LaunchConfig(
         min_nodes=nodes,
         max_nodes=nodes,

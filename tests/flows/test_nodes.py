@@ -17,7 +17,7 @@ from flows.cli import torchrun
 from pipeline.errors import InputError
 from pipeline.releases import Releases
 from pipeline.training.loop.peers import RESUME
-from tests import nodes
+from tests import forked, nodes
 
 READ = "parquet, 150 documents"
 """Part of a log line of the stage that reads the data."""
@@ -39,7 +39,7 @@ def test_nodes_that_differ_are_refused_by_name(tiny_world: Path, tmp_path: Path)
         retrain(recipe, tiny_world, tmp_path / "w"),
         retrain(changed, tiny_world, tmp_path / "x", "--no-promote"),
     )
-    environment = {**os.environ, "PYTHONPATH": str(nodes.ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(forked.ROOT), "OMP_NUM_THREADS": "1"}
     agents = [
         subprocess.Popen(list(map(str, [*start, *arguments])), stderr=subprocess.PIPE, env=environment, text=True)
         for arguments in given

@@ -120,7 +120,7 @@ def test_a_ranker_is_held_against_the_live_one_and_one_below_bm25_is_only_warned
 
 def test_twenty_small_losses_do_not_pass_one_by_one() -> None:
     rng = np.random.default_rng(8)
-    queries = 4_000
+    queries = 1_000
     base = rng.uniform(0.3, 0.7, size=queries)
     lived = [per_query(base)]
     for step in range(1, 21):

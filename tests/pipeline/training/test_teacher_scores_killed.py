@@ -2,10 +2,10 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,32 +14,38 @@ from safetensors.numpy import load_file
 from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.models.cross_encoder import CrossEncoder
+from pipeline.training import teacher_scores
+from pipeline.training.loop import scoring, shards
+from tests import forked
 from tests.pipeline.training.test_stages import LIST, QUERIES, base_model, tables
 from tests.tables import stage
 
-CHILD = """
-import os, signal, sys
-from pathlib import Path
-from pipeline import artifacts
-from pipeline.models.cross_encoder import CrossEncoder
-from pipeline.training import teacher_scores
-from pipeline.training.loop import scoring, shards
-scoring.CPU_TOKENS, shards.SHARD = 256, 40
-workspace, teacher, data, pairs, kill_after = sys.argv[1:]
-pairs_read, original = 0, CrossEncoder.read
-def read(model, ids, *args, **kwargs):
-    global pairs_read
-    if 0 < int(kill_after) <= pairs_read:
-        os.kill(os.getpid(), signal.SIGKILL)
-    pairs_read += len(ids)
-    return original(model, ids, *args, **kwargs)
-CrossEncoder.read = read
-teacher_scores.make(
-    Path(workspace), teacher=artifacts.load(Path(teacher)), data=artifacts.load(Path(data)),
-    pairs=artifacts.load(Path(pairs)), layers={layers}, width=16,
-)
-print(pairs_read)
-"""
+
+def score(workspace: Path, teacher: Path, data: Path, pairs: Path, kill_after: int, layers: Sequence[int]) -> int:
+    """Makes teacher scores, in a process that is killed once it has read that many pairs; returns the pairs read."""
+    pairs_read, original = 0, CrossEncoder.read
+
+    def read(model: CrossEncoder, ids: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+        nonlocal pairs_read
+        if 0 < kill_after <= pairs_read:
+            os.kill(os.getpid(), signal.SIGKILL)
+        pairs_read += len(ids)
+        return original(model, ids, *args, **kwargs)
+
+    with (
+        mock.patch.object(scoring, "CPU_TOKENS", 256),
+        mock.patch.object(shards, "SHARD", 40),
+        mock.patch.object(CrossEncoder, "read", read),
+    ):
+        teacher_scores.make(
+            workspace,
+            teacher=artifacts.load(teacher),
+            data=artifacts.load(data),
+            pairs=artifacts.load(pairs),
+            layers=layers,
+            width=16,
+        )
+    return pairs_read
 
 
 def untrained_teacher(workspace: Path) -> Artifact:
@@ -63,26 +69,25 @@ def test_killed_scoring_keeps_finished_parts_and_ends_with_the_same_bytes(
     count = LIST * QUERIES
     sample = count if layers else 0  # The sample for principal directions is read first; here it is all pairs.
 
-    def run(workspace: str, kill_after: int) -> subprocess.CompletedProcess[str]:
-        paths = [str(artifact.path) for artifact in (teacher, data, pairs)]
-        code = CHILD.replace("{layers}", repr(list(layers)))
-        command = [sys.executable, "-c", code, str(tmp_path / workspace), *paths, str(kill_after)]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    def run(workspace: str, kill_after: int) -> forked.Ended:
+        paths = [artifact.path for artifact in (teacher, data, pairs)]
+        log = tmp_path / f"{workspace}.log"
+        return forked.run(score, tmp_path / workspace, *paths, kill_after, layers, log=log)
 
     undisturbed = run("undisturbed", 0)
-    assert undisturbed.returncode == 0, undisturbed.stderr
-    assert int(undisturbed.stdout) == count + sample
+    assert undisturbed.exit_code == 0, undisturbed.output
+    assert undisturbed.returned == count + sample
     folder = tmp_path / "killed" / "artifacts" / "teacher_scores"
     finished = 0
     for kill_after in (sample + count // 3, count // 3):  # Killed twice, each time in the middle of a part.
-        assert run("killed", kill_after).returncode == -signal.SIGKILL
+        assert run("killed", kill_after).exit_code == -signal.SIGKILL
         assert not list(folder.glob("*/manifest.json"))
         parts = [load_file(file)["scores"] for file in folder.glob("*.checkpoint/scores-*.safetensors")]
         assert finished < sum(map(len, parts)) < count
         finished = sum(map(len, parts))
     resumed = run("killed", 0)
-    assert resumed.returncode == 0, resumed.stderr
-    assert int(resumed.stdout) == count - finished
+    assert resumed.exit_code == 0, resumed.output
+    assert resumed.returned == count - finished
     assert not list(folder.glob("*.checkpoint"))
 
     first, second = (

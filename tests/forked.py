@@ -31,7 +31,7 @@ MODULES = (
 
 @dataclass(frozen=True)
 class Ended:
-    """How a function's process ended: its exit code, −9 after SIGKILL, what the function returned, what it wrote."""
+    """The end of a function's process: its exit code, −9 after SIGKILL, what the function returned, what it wrote."""
 
     exit_code: int | None
     returned: Any

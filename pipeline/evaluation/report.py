@@ -16,7 +16,7 @@ from pipeline.artifacts import Artifact, Input, Staging
 from pipeline.config import EvaluationConfig
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.evaluation import examples, page, queries_to_try, runs, surfaces, thresholds
-from pipeline.evaluation.per_query import judged, per_query, ranking, settings
+from pipeline.evaluation.per_query import judged, measures, per_query, ranking, settings
 from pipeline.evaluation.report_summary import finite, summary
 from pipeline.evaluation.runs import RunFile
 from pipeline.evaluation.systems import RANKER
@@ -163,6 +163,35 @@ def _make(workspace: Path, config: EvaluationConfig, material: _Material, plan: 
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _JudgedSystems:
+    """The systems of a report, judged query by query."""
+
+    ranked: Mapping[str, "pa.Table"]
+    """Name of a system → the judged rows of its run; see `per_query.ranking`."""
+    judgments: "pa.Table"
+    """The judgments of the plan's split."""
+    frame: "pd.DataFrame"
+    """A row for each query and system, a column for each measure; see `per_query.per_query`."""
+    headline: "pd.DataFrame"
+    """The values of the first measure: a row for each query, a column for each system."""
+
+
+def _judged_systems(config: EvaluationConfig, material: _Material, plan: ReportPlan) -> _JudgedSystems:
+    """Reads the runs and judges them on the queries of the plan's split."""
+    judgments, other_queries = judged(material.data, plan.split, clicks=config.clicks)
+    ranked = {
+        name: ranking(runs.read(file.path, file.system or name, material.pool), material.data, other_queries)
+        for name, file in material.files.items()
+    }
+    judged_ids = set(judgments["query_id"].unique().to_pylist())
+    for name, run in ranked.items():
+        _check_queries(name, run, judged_ids)
+    frame = per_query(material.data, ranked, judgments, config)
+    headline = frame.pivot(index="query_id", columns="system", values=measures(config)[0])
+    return _JudgedSystems(ranked, judgments, frame, headline)
+
+
 def _check_queries(name: str, run: "pa.Table", judged_ids: Set[str]) -> None:
     """Raises SchemaError if a run ranks documents for none of the judged queries, as with ids of another data set."""
     ranked = set(run["query_id"].unique().to_pylist())
@@ -178,47 +207,27 @@ def _write(folder: Path, config: EvaluationConfig, material: _Material, plan: Re
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    judgments, other_queries = judged(material.data, plan.split, clicks=config.clicks)
-    ranked = {
-        name: ranking(runs.read(file.path, file.system or name, material.pool), material.data, other_queries)
-        for name, file in material.files.items()
-    }
-    judged_ids = set(judgments["query_id"].unique().to_pylist())
-    for name, run in ranked.items():
-        _check_queries(name, run, judged_ids)
-    frame = per_query(material.data, ranked, judgments, config)
-    content = _content(config, material, plan, ranked, judgments, frame)
+    systems = _judged_systems(config, material, plan)
+    content = _content(config, material, plan, systems)
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     (folder / "report.json").write_text(text, encoding="utf-8")
-    values_only = pa.Table.from_pandas(frame.drop(columns=["missed", "unanswerable"]), preserve_index=False)
+    values_only = pa.Table.from_pandas(systems.frame.drop(columns=["missed", "unanswerable"]), preserve_index=False)
     pq.write_table(values_only, folder / "per_query.parquet", compression="zstd")
-    headline = content["headline"]
-    values = _by_system(frame, headline)
-    gaps = (values[plan.subject] - values[plan.baseline]).to_numpy()
+    gaps = (systems.headline[plan.subject] - systems.headline[plan.baseline]).to_numpy()
     (folder / "report.html").write_text(page.render(content, gaps), encoding="utf-8")
+    measure = content["headline"]
     return {
-        "measure": headline,
+        "measure": measure,
         "queries": content["queries"]["judged"],
-        "systems": {name: item["measures"][headline] for name, item in content["systems"].items()},
+        "systems": {name: item["measures"][measure] for name, item in content["systems"].items()},
         "surfaces": content["surfaces"],
     }
 
 
 def _content(
-    config: EvaluationConfig,
-    material: _Material,
-    plan: ReportPlan,
-    ranked: Mapping[str, "pa.Table"],
-    judgments: "pa.Table",
-    frame: "pd.DataFrame",
+    config: EvaluationConfig, material: _Material, plan: ReportPlan, systems: _JudgedSystems
 ) -> dict[str, Any]:
-    """The content of report.json.
-
-    Args:
-        ranked: name of a system → the judged rows of its run; see `per_query.ranking`.
-        judgments: the judgments of the plan's split.
-        frame: a row for each query and system, a column for each measure; see `per_query.per_query`.
-    """
+    """The content of report.json."""
     content = {
         "title": plan.title,
         "split": plan.split or "all",
@@ -227,31 +236,24 @@ def _content(
         "data": material.data.fingerprint,
         "pool": material.pool.fingerprint if material.pool else None,
         "facts": {**material.stats.fixed, **material.stats.measured},
-        **summary(frame, plan.baseline, config),
+        **summary(systems.frame, plan.baseline, config),
     }
-    headline = content["headline"]
-    content["surfaces"] = surfaces.worth(frame, headline, config, material.rerank)
-    for name, counts in _counts(ranked, judgments).items():
+    content["surfaces"] = surfaces.worth(systems.headline, content["headline"], config, material.rerank)
+    for name, counts in _counts(systems.ranked, systems.judgments).items():
         content["systems"][name] |= counts
-    values = _by_system(frame, headline)
     content["examples"] = examples.make(
         material.data,
-        ranked,
-        judgments,
-        values,
+        systems.ranked,
+        systems.judgments,
+        systems.headline,
         subject=plan.subject,
         baseline=plan.baseline,
         count=config.examples,
     )
-    content["examples"]["to_try"] = queries_to_try.of_report(material.data, values[plan.subject])
-    content["thresholds"] = thresholds.measure(ranked, judgments, config.relevant_from)
+    content["examples"]["to_try"] = queries_to_try.of_report(material.data, systems.headline[plan.subject])
+    content["thresholds"] = thresholds.measure(systems.ranked, systems.judgments, config.relevant_from)
     plain: dict[str, Any] = finite(content)
     return plain
-
-
-def _by_system(frame: "pd.DataFrame", measure: str) -> "pd.DataFrame":
-    """The values of a measure: a row for each query, a column for each system."""
-    return frame.pivot(index="query_id", columns="system", values=measure)
 
 
 def _counts(ranked: Mapping[str, "pa.Table"], judgments: "pa.Table") -> dict[str, dict[str, int]]:

@@ -19,20 +19,19 @@ if TYPE_CHECKING:
 
 
 def worth(
-    per_query: "pd.DataFrame", measure: str, config: EvaluationConfig, rerank: str = systems.RANKER
+    values: "pd.DataFrame", measure: str, config: EvaluationConfig, rerank: str = systems.RANKER
 ) -> dict[str, dict[str, Any]]:
     """Path → its mean difference to the first stage, with the 95 % interval over queries and a verdict.
 
     Args:
-        per_query: query_id, system, and a column for the measure.
-        measure: the report's headline.
+        values: the values of the measure: a row for each query, a column for each system.
+        measure: its name.
         rerank: the system whose order `/rerank` gives.
 
     Returns:
         Plain values: system, first_stage, measure, mean, low, high, p, queries, verdict. A path whose systems are not
         in the table is left out. An end that is not defined is None.
     """
-    values = per_query.pivot(index="query_id", columns="system", values=measure)
     worths = {}
     paths = {"/search": (systems.FUSED, systems.BOTH), "/rerank": (rerank, systems.BM25)}
     for path, (system, first_stage) in paths.items():

@@ -42,7 +42,7 @@ Json = Annotated[bool, typer.Option(json_output.OPTION, help="Print one JSON obj
 Recipe = Annotated[
     str,
     typer.Argument(
-        help="A TOML file, or a built-in recipe such as demo or homedepot.", callback=surroundings.check_recipe
+        help="A TOML file, or a built-in recipe such as demo or homedepot.", callback=surroundings.resolve_recipe
     ),
 ]
 Release = Annotated[str, typer.Option(help="live, previous, or the first digits of a release.")]

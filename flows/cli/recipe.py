@@ -1,8 +1,10 @@
 """Commands on recipes: list, show and schema."""
 
+from pathlib import Path
+
 import typer
 
-from flows.built_in_recipes import RECIPES, recipe_names, recipe_path
+from flows.built_in_recipes import RECIPES, recipe_names
 from flows.cli import json_output
 from flows.cli.options import Json, Recipe, Set, show
 
@@ -31,7 +33,7 @@ def recipe_show(
     """Prints a recipe with all defaults and overrides resolved, as TOML."""
     from pipeline import recipe as recipes
 
-    resolved = recipes.load(recipe_path(recipe), overrides or [])
+    resolved = recipes.load(Path(recipe), overrides or [])
     if as_json:
         json_output.print_json(recipes.to_dict(resolved, complete=True))
     else:

@@ -100,16 +100,18 @@ def remove_unused_workspaces() -> None:
         locks.remove_if_unused(workspace)
 
 
-def check_recipe(name: str) -> str:
-    """A recipe's name, after a check that there is one, before anything heavy is imported.
+def resolve_recipe(name: str) -> str:
+    """The path of a recipe's file, looked up before anything heavy is imported.
+
+    Args:
+        name: a path, or the name of a built-in recipe.
 
     Raises:
         ConfigError, MissingError: see `built_in_recipes.recipe_path`.
     """
     from flows.built_in_recipes import recipe_path
 
-    recipe_path(name)
-    return name
+    return str(recipe_path(name))
 
 
 def check_data(paths: Data) -> Data:

@@ -80,13 +80,13 @@ def _settings(command: str, options: Mapping[str, Any]) -> dict[str, str]:
 
     import torch
 
-    from flows.built_in_recipes import recipe_path
+    from flows.built_in_recipes import RECIPES
     from pipeline import disk
     from pipeline import recipe as recipes
     from pipeline.training.loop.loop import bf16_is_native
 
     root = Path(__file__).parents[2]
-    recipe = recipes.load(recipe_path(options.get("recipe", command)), options["overrides"] or [])
+    recipe = recipes.load(Path(options.get("recipe", RECIPES / f"{command}.toml")), options["overrides"] or [])
     given = {name: value for name, value in options.items() if name not in ("workspace", "recipe", "overrides")}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.built_in_recipes import RECIPES, UNNAMED, recipe_path
+from flows.built_in_recipes import RECIPES, UNNAMED
 from flows.cli import surroundings
 from flows.cli.options import (
     DEFAULT_WORKSPACE,
@@ -94,8 +94,7 @@ def retrain(
     """Trains, distils, exports, indexes and judges; publishes a release and promotes it if the gate agrees."""
     from pipeline import recipe as recipes
 
-    path = recipe_path(recipe)
-    loaded = recipes.load(path, overrides or [])
+    loaded = recipes.load(Path(recipe), overrides or [])
     from flows import retrain as chain
     from flows import summary
 
@@ -110,7 +109,7 @@ def retrain(
         from flows import prefect_flows, schedules
 
         schedules.check_server()
-        outcome = prefect_flows.retrain(path, overrides or [], workspace, promote=not no_promote)
+        outcome = prefect_flows.retrain(Path(recipe), overrides or [], workspace, promote=not no_promote)
     else:
         outcome = chain.retrain(loaded, workspace, promote=not no_promote)
     card = summary.make(outcome, workspace)
@@ -135,7 +134,7 @@ def ablate(
     """
     from pipeline import recipe as recipes
 
-    loaded = recipes.load(recipe_path(recipe), overrides or [])
+    loaded = recipes.load(Path(recipe), overrides or [])
     from flows import ablate as flow
     from pipeline.evaluation import ablation
 
@@ -163,7 +162,7 @@ def study(
     """
     from pipeline import recipe as recipes
 
-    loaded = recipes.load(recipe_path(recipe), overrides or [])
+    loaded = recipes.load(Path(recipe), overrides or [])
     from flows import study as flow
     from pipeline.evaluation import study as evaluation
 
@@ -216,7 +215,7 @@ def export(
 @app.command()
 def schedule(
     recipe: Annotated[
-        str, typer.Argument(help="Recipe whose cron lines are served.", callback=surroundings.check_recipe)
+        str, typer.Argument(help="Recipe whose cron lines are served.", callback=surroundings.resolve_recipe)
     ],
     judgments: Annotated[str, typer.Option(help="Judged queries of the scheduled report.")] = "",
     documents: Annotated[
@@ -236,7 +235,7 @@ def schedule(
     from pipeline.data.formats import option_text
 
     schedules.serve(
-        recipe_path(recipe),
+        Path(recipe),
         overrides or [],
         workspace,
         judgments=judgments,

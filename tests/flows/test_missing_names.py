@@ -79,7 +79,7 @@ def named_things() -> Iterator[tuple[str, Any]]:
 def test_every_argument_that_names_a_recipe_or_data_is_checked_at_once() -> None:
     things = dict(named_things())
     assert {"retrain", "study", "init", "data check", "quickstart", "recipe show", "schedule"} <= set(things)
-    known = (surroundings.check_recipe, surroundings.check_data)
+    known = (surroundings.resolve_recipe, surroundings.check_data)
     for name, parameter in things.items():
         cells = getattr(parameter.callback, "__closure__", None) or ()
         assert any(cell.cell_contents in known for cell in cells), name

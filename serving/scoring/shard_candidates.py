@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from index.document_store import Rows, Value
+from index.document_store import Document, Rows, Value
 from index.hits import Hit
 from index.semantic import join
 from pipeline import text
@@ -14,6 +14,7 @@ from pipeline.command_line import typed
 from pipeline.errors import MissingError
 from serving.errors import InvalidRequestError, NotServedError
 from serving.runtime.deadline import Deadline
+from serving.scoring.candidates import CandidatePool
 from serving.scoring.contents import SearchableContents
 from serving.scoring.reranker import Vector
 from serving.scoring.searcher import Searcher
@@ -49,12 +50,7 @@ def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[
     """
     retrieval = searcher.retrieval
     contents = retrieval.contents
-    collection, rows_of_whole = contents.collection, contents.collection_rows
-    if collection is None or rows_of_whole is None or not searcher.collection_id:
-        reindex = typed("reindex --documents DOCUMENTS --shards N", searcher.workspace)
-        raise NotServedError(f"this release is no shard of a collection; `{reindex}` makes some")
-    if lacking := [name for name in request.features if name not in contents.fields.features]:
-        raise NotServedError(f"this shard has no index that gives {lacking[0][:100]}; make the shards again")
+    shard, rows_of_whole = _shard_of(searcher, request.features)
     vector = _vector(request, searcher.encoder.dimensions)
     query = text.clean(request.query)
     among, known_filter = _filtered_rows(contents, request.filters)
@@ -66,7 +62,14 @@ def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[
     rows = join(by_words, by_meaning)
     pool = retrieval.pool(query, rows, vector, request.features)
     nearest = {} if vector is None else contents.semantic.nearest_passages(vector, rows)
-    documents = contents.documents.get_many(rows)
+    documents = [
+        {
+            "row": int(rows_of_whole[row]),
+            **_content(document),
+            "passage": asdict(nearest[row]) if row in nearest else None,
+        }
+        for row, document in zip(rows, contents.documents.get_many(rows), strict=True)
+    ]
     terms = contents.lexical.term_scores(query, rows) if request.terms else [{} for _ in rows]
     deadline.check()
 
@@ -76,27 +79,45 @@ def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[
     return {
         "release": searcher.release,
         "collection": searcher.collection_id,
-        "shard": collection.shard,
+        "shard": shard,
         "known_filter": known_filter,
         "field_names": searcher.fields,
         "query_terms": _query_terms(contents, query) if request.matches else None,
         "lexical": listed(by_words),
         "semantic": listed(by_meaning),
         "documents": [
-            {
-                "row": int(rows_of_whole[row]),
-                "doc_id": document.doc_id,
-                "title": document.title,
-                "text": document.text,
-                "fields": document.extra,
-                "bm25": float(pool.bm25[number]),
-                "cosine": None if pool.cosines is None else float(pool.cosines[number]),
-                "terms": terms[number],
-                "features": {name: values[number] for name, values in pool.fields.items()},
-                "passage": asdict(nearest[row]) if row in nearest else None,
-            }
-            for number, (row, document) in enumerate(zip(rows, documents, strict=True))
+            {**document, **_scores(pool, number), "terms": terms[number]} for number, document in enumerate(documents)
         ],
+    }
+
+
+def _shard_of(searcher: Searcher, features: Sequence[str]) -> tuple[int, Rows]:
+    """The number of the shard that this release holds, and the row of each of its documents in the collection.
+
+    Raises:
+        NotServedError: the release is no shard, or has no index for one of the features.
+    """
+    contents = searcher.retrieval.contents
+    collection, rows_of_whole = contents.collection, contents.collection_rows
+    if collection is None or rows_of_whole is None or not searcher.collection_id:
+        reindex = typed("reindex --documents DOCUMENTS --shards N", searcher.workspace)
+        raise NotServedError(f"this release is no shard of a collection; `{reindex}` makes some")
+    if lacking := [name for name in features if name not in contents.fields.features]:
+        raise NotServedError(f"this shard has no index that gives {lacking[0][:100]}; make the shards again")
+    return collection.shard, rows_of_whole
+
+
+def _content(document: Document) -> dict[str, Any]:
+    """The texts and columns of a document."""
+    return {"doc_id": document.doc_id, "title": document.title, "text": document.text, "fields": document.extra}
+
+
+def _scores(pool: CandidatePool, number: int) -> dict[str, Any]:
+    """The scores of one candidate of a pool."""
+    return {
+        "bm25": float(pool.bm25[number]),
+        "cosine": None if pool.cosines is None else float(pool.cosines[number]),
+        "features": {name: values[number] for name, values in pool.fields.items()},
     }
 
 

@@ -35,7 +35,7 @@ from pipeline.errors import TrainingError
 from pipeline.progress import Advance, bar
 from pipeline.training.loop import distributed, memory
 from pipeline.training.loop.checkpoint import Progress, load_weights, restore, save, weights
-from pipeline.training.loop.schedule import LEAST_TRAINING, Step, schedule_of
+from pipeline.training.loop.schedule import LEAST_TRAINING, Schedule, Step, schedule_of
 
 __all__ = [
     "Step",
@@ -214,26 +214,11 @@ def _take_steps(run: TrainingRun, optimizer: torch.optim.Optimizer) -> None:
                 if processes > 1:
                     distributed.sum_gradients(list(module.parameters()))
                     parts, seconds = distributed.sum_parts(parts, seconds)
-                norm = float(nn.utils.clip_grad_norm_(module.parameters(), config.clip_norm))
-                if not (math.isfinite(parts["loss"]) and math.isfinite(norm)):
-                    raise TrainingError(
-                        f"{where} the loss is {parts['loss']} and the norm of the gradient {norm}; lower "
-                        f"loop.learning_rate ({config.learning_rate}) or set loop.precision to fp32"
-                    )
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                _update(run, optimizer, parts["loss"], where)
 
             wanted = schedule.evaluations(progress)
-            evaluations, points = (schedule.parts_done(progress, n) for n in (wanted or 1, HISTORY))
-            progress.step += 1
-            progress.examples += step.examples
-            progress.tokens += step.tokens
-            progress.padded += step.padded
-            progress.seconds = seconds
-            progress.window.append(parts)
-            if schedule.parts_done(progress, HISTORY) > points:
-                progress.history.append({"step": float(progress.step), **_means(progress.window)})
-                progress.window = []
+            evaluations = schedule.parts_done(progress, wanted or 1)
+            _record(progress, schedule, step, parts, seconds)
             note = f"loss {parts['loss']:.3f}"
             if wanted and schedule.parts_done(progress, wanted) > evaluations and process == 0:
                 note += f", valid {run.evaluate():.4f}"
@@ -255,6 +240,43 @@ def _accumulate(run: TrainingRun, chunks: Sequence[Any], device: torch.device) -
         for name, value in {"loss": loss, **logs}.items():
             sums[name] = sums.get(name, 0.0) + value.detach()
     return {name: float(value) for name, value in sums.items()}
+
+
+def _update(run: TrainingRun, optimizer: torch.optim.Optimizer, loss: float, where: str) -> None:
+    """Updates the parameters by their clipped gradients, which are zero afterwards.
+
+    Raises:
+        TrainingError: the loss or the norm of the gradient is not finite.
+    """
+    norm = float(nn.utils.clip_grad_norm_(run.module.parameters(), run.config.clip_norm))
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise TrainingError(
+            f"{where} the loss is {loss} and the norm of the gradient {norm}; lower "
+            f"loop.learning_rate ({run.config.learning_rate}) or set loop.precision to fp32"
+        )
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _record(
+    progress: Progress, schedule: Schedule[Any], step: Step[Any], parts: dict[str, float], seconds: float
+) -> None:
+    """Adds a step to the progress and, where one is due, a point to its history.
+
+    Args:
+        parts: its loss and logged parts.
+        seconds: the time that the training has taken, with this step.
+    """
+    points = schedule.parts_done(progress, HISTORY)
+    progress.step += 1
+    progress.examples += step.examples
+    progress.tokens += step.tokens
+    progress.padded += step.padded
+    progress.seconds = seconds
+    progress.window.append(parts)
+    if schedule.parts_done(progress, HISTORY) > points:
+        progress.history.append({"step": float(progress.step), **_means(progress.window)})
+        progress.window = []
 
 
 def _less_memory(config: LoopConfig) -> str:

@@ -19,6 +19,7 @@ from pipeline.artifacts import Artifact
 from pipeline.compute import engine_of
 from pipeline.config import ComputeConfig, Recipe, SourceConfig
 from pipeline.errors import ConflictError
+from pipeline.pointer import Pointer
 from pipeline.secrets import hide_passwords
 
 if TYPE_CHECKING:
@@ -93,12 +94,8 @@ def reindex(
     metrics = publishing.metrics(old, searchable.documents, "corpus")
     metrics |= {"examples": list(examples)} if examples else {}
     new = registry.publish(parts, metrics=metrics, config=old.manifest.config)
-    was_live = live is not None and live.release == old.fingerprint
-    if promote and was_live and live is not None and new.fingerprint != old.fingerprint:
-        try:
-            registry.promote(new.fingerprint, reason=f"re-indexed {shown}", expected=live.generation)
-        except ConflictError:
-            new = _same_but_live(registry, new)
+    if promote and live is not None and live.release == old.fingerprint != new.fingerprint:
+        new = _promoted(registry, new, live, f"re-indexed {shown}")
     pointer = registry.live()
     return {
         "release": new.fingerprint,
@@ -127,6 +124,15 @@ def _figures(searchable: indexing.SearchableCorpus) -> dict[str, Any]:
         "reused": work.reused,
         "bytes_per_document": searchable.index.metrics["bytes_per_document"],
     }
+
+
+def _promoted(registry: releases.Releases, new: Artifact, live: Pointer, reason: str) -> Artifact:
+    """The release that is live after `new` was made live in the place of an older one; see `_same_but_live`."""
+    try:
+        registry.promote(new.fingerprint, reason=reason, expected=live.generation)
+    except ConflictError:
+        return _same_but_live(registry, new)
+    return new
 
 
 def _same_but_live(registry: releases.Releases, new: Artifact) -> Artifact:

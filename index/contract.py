@@ -76,13 +76,9 @@ def build(matrix: Any, config: IndexConfig, held_out: HeldOutQueries | None) -> 
     truth: tuning.Truth | None = None
     tried: dict[str, Any] = {}
     for candidate in candidates:
-        seconds = candidate.seconds(rows, dimensions)
+        seconds, size = candidate.seconds(rows, dimensions), candidate.bytes_per_document
         log.info(
-            "index: %s, %s: about %.1f bytes a document, %.0f s",
-            candidate.factory,
-            candidate.reason,
-            candidate.bytes_per_document,
-            seconds,
+            "index: %s, %s: about %.1f bytes a document, %.0f s", candidate.factory, candidate.reason, size, seconds
         )
         began = time.monotonic()
         ann = index_types.build(candidate, matrix, config.seed)
@@ -96,10 +92,7 @@ def build(matrix: Any, config: IndexConfig, held_out: HeldOutQueries | None) -> 
             continue
         metrics = {
             "choice": candidate.reason,
-            "estimate": {
-                "bytes_per_document": round(candidate.bytes_per_document, 1),
-                "build_seconds": round(seconds, 1),
-            },
+            "estimate": {"bytes_per_document": round(size, 1), "build_seconds": round(seconds, 1)},
             "build_seconds": round(built, 2),
             "nprobe": point.nprobe,
             **_recall_metrics(point, config, queries, held_out),

@@ -301,22 +301,18 @@ def make(
             for item in inputs.values():
                 if isinstance(item, OutsideFile):
                     item.check()
-            artifact = seal(
-                staging.folder,
-                Manifest(
-                    kind=kind,
-                    fingerprint=mark,
-                    version=version,
-                    config=plain,
-                    inputs=digests,
-                    files={},
-                    metrics=without_passwords(json.loads(json.dumps(metrics))),
-                    code=f"search-relevance {metadata.version('search-relevance')}",
-                    created=datetime.now(UTC).isoformat(timespec="seconds"),
-                ),
-                final,
-                staging.linked,
+            manifest = Manifest(
+                kind=kind,
+                fingerprint=mark,
+                version=version,
+                config=plain,
+                inputs=digests,
+                files={},
+                metrics=without_passwords(json.loads(json.dumps(metrics))),
+                code=f"search-relevance {metadata.version('search-relevance')}",
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
             )
+            artifact = seal(staging.folder, manifest, final, staging.linked)
         except BaseException:
             shutil.rmtree(staging.folder, ignore_errors=True)
             raise

@@ -82,19 +82,7 @@ def make(workspace: Path, config: DataConfig, purpose: Purpose = "training") -> 
 
 def _build(folder: Path, config: DataConfig, read: Sequence[Source], purpose: Purpose) -> Mapping[str, Any]:
     collections = by_name(read)
-    parts = []
-    for source in collections:
-        sifted = validation.sift(source, purpose)
-        if config.faulty_rows == "error":
-            advice = f"{source.advice}; or {validation.MEND}" if source.advice else validation.MEND
-            validation.refuse(sifted.findings, source.shown or source.name, advice)
-        if config.conflicts == "error":
-            conflicts = validation.conflicts(source, sifted.findings)
-            advice = 'mend them; a recipe takes one grade of each pair by data.conflicts = "max" or "mean"'
-            validation.refuse(conflicts, source.shown or source.name, advice)
-        if config.splits == "source":
-            splits.guard(texts_of(sifted.queries, sifted.judgments), published(sifted.judgments), source.name)
-        parts.append(sifted)
+    parts = [_usable(source, config, purpose) for source in collections]
     named = [
         _named(source, sifted, alone=len(collections) == 1) for source, sifted in zip(collections, parts, strict=True)
     ]
@@ -124,6 +112,26 @@ def _build(folder: Path, config: DataConfig, read: Sequence[Source], purpose: Pu
     _say_merged(merged, config)
     log.info("data: %s", key_values({name: metrics[name] for name in ("documents", "queries", "judgments", "dropped")}))
     return metrics
+
+
+def _usable(source: Source, config: DataConfig, purpose: Purpose) -> ValidatedTables:
+    """The source without the rows that cannot be used.
+
+    Raises:
+        SchemaError: there are such rows or grades in conflict, and the recipe drops or merges none; or a query is in
+            more than one published split.
+    """
+    sifted = validation.sift(source, purpose)
+    if config.faulty_rows == "error":
+        advice = f"{source.advice}; or {validation.MEND}" if source.advice else validation.MEND
+        validation.refuse(sifted.findings, source.shown or source.name, advice)
+    if config.conflicts == "error":
+        conflicts = validation.conflicts(source, sifted.findings)
+        advice = 'mend them; a recipe takes one grade of each pair by data.conflicts = "max" or "mean"'
+        validation.refuse(conflicts, source.shown or source.name, advice)
+    if config.splits == "source":
+        splits.guard(texts_of(sifted.queries, sifted.judgments), published(sifted.judgments), source.name)
+    return sifted
 
 
 def merge(judgments: pa.Table, config: DataConfig) -> tuple[pa.Table, dict[str, int]]:

@@ -122,33 +122,23 @@ def make(
 
     def build(staging: Staging) -> Mapping[str, Any]:
         frames = {split: ablation.values_per_query(config, data, pool, trials, split) for split in ("valid", "test")}
-        names = list(measures(config))
         trained = [row for row in plan.rows if row.costs]
-        results = ablation.compared(frames["test"], references, students, plan.ceiling, config)
-        valid = ablation.query_tables(frames["valid"], [row.name for row in trained], names[:1])
-        means = {name: float(ablation.means_of(table)[0]) for name, table in valid.items()}
-        rows = {row.name: _costs(row, speeds) | {"valid": means[row.name]} for row in trained}
-        complete = [row.name for row in trained if row.name not in plan.incomplete()]
-        judged = verdicts({name: rows[name] for name in complete}, valid, config)
+        valid = ablation.query_tables(frames["valid"], [row.name for row in trained], list(measures(config))[:1])
+        rows = _rows(trained, plan, speeds, valid, config)
         study = finite(
             {
                 "title": plan.title,
                 "ceiling": plan.ceiling,
-                **results,
-                "rows": {name: row | judged.get(name, {"verdict": "incomplete"}) for name, row in rows.items()},
+                **ablation.compared(frames["test"], references, students, plan.ceiling, config),
+                "rows": rows,
                 "valid_queries": len(next(iter(valid.values()))),
                 "incomplete": plan.incomplete(),
                 "refused": dict(plan.refused),
             }
         )
-        text = json.dumps(study, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        disk.write_atomically(staging.folder / "study.json", text, json.loads)
-        disk.write_atomically(staging.folder / "table.md", markdown(study), str)
-        for cost, label in COSTS.items():
-            if len(complete) > 1:
-                disk.write_atomically(staging.folder / f"{cost}.svg", front_plot(study, cost, label), str)
+        _write(staging.folder, study)
         ablation.write_per_query(frames, staging.folder / "per_query.parquet")
-        return {"front": [name for name, item in judged.items() if item["front"]], "incomplete": plan.incomplete()}
+        return {"front": [name for name, row in rows.items() if row.get("front")], "incomplete": plan.incomplete()}
 
     settings = {
         **per_query_settings(config, data),
@@ -169,6 +159,36 @@ CHEAPER: Mapping[str, Callable[[float, float], bool]] = {
     "bytes": lambda size, rival: size <= rival * (1 + SLACK),
 }
 """Whether a row is at least as good in a cost as another, within the noise of measuring it."""
+
+
+def _write(folder: Path, study: Mapping[str, Any]) -> None:
+    """Writes a study as JSON and as a table, and its fronts as plots where two rows or more are complete."""
+    text = json.dumps(study, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    disk.write_atomically(folder / "study.json", text, json.loads)
+    disk.write_atomically(folder / "table.md", markdown(study), str)
+    if len(study["rows"]) - len(study["incomplete"]) > 1:
+        for cost, label in COSTS.items():
+            disk.write_atomically(folder / f"{cost}.svg", front_plot(study, cost, label), str)
+
+
+def _rows(
+    trained: Sequence[StudyRow],
+    plan: StudyTable,
+    speeds: Artifact,
+    valid: Mapping[str, ablation.Floats],
+    config: EvaluationConfig,
+) -> dict[str, dict[str, Any]]:
+    """Name of a row → its costs, its mean on the valid queries and its verdict.
+
+    Args:
+        trained: the rows that have a trained student.
+        valid: name of a row → (queries, 1) values.
+    """
+    means = {name: float(ablation.means_of(table)[0]) for name, table in valid.items()}
+    rows = {row.name: _costs(row, speeds) | {"valid": means[row.name]} for row in trained}
+    complete = {name: row for name, row in rows.items() if name not in plan.incomplete()}
+    judged = verdicts(complete, valid, config)
+    return {name: row | judged.get(name, {"verdict": "incomplete"}) for name, row in rows.items()}
 
 
 def _costs(row: StudyRow, speeds: Artifact) -> dict[str, Any]:

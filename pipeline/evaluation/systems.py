@@ -114,12 +114,7 @@ def make(
         columns += apart.items()
         parts = [_system(table, name, column) for name, column in columns]
         parts += [_system(_with_scores(frame, item, name), name, "score") for name, item in scores.items()]
-        if live:
-            of_live = _fusion(live.fusion)
-            ordered = scored(_test_rows(live.features), of_live)
-            parts.append(_system(ordered, LIVE, "fused"))
-            if _has_ranker(live.features):
-                parts.append(_system(ordered, LIVE_RERANK, of_live.rerank))
+        parts += _of_live(live) if live else []
         for name, item in former.items():
             parts.append(_system(scored(_test_rows(item.features), _fusion(item.fusion)), name, "fused"))
         order = [BM25, ENCODER, *apart, BOTH, *sorted(scores), RANKER, FUSED, *former, LIVE_RERANK, LIVE]
@@ -134,6 +129,14 @@ def make(
         }
 
     return STAGE.make(workspace, config=config, inputs=inputs, build=build)
+
+
+def _of_live(live: ReleaseScores) -> "list[pd.DataFrame]":
+    """The orders of the live release: that of /search and, where it has a ranker, that of /rerank."""
+    fusion = _fusion(live.fusion)
+    ordered = scored(_test_rows(live.features), fusion)
+    orders = [_system(ordered, LIVE, "fused")]
+    return [*orders, _system(ordered, LIVE_RERANK, fusion.rerank)] if _has_ranker(live.features) else orders
 
 
 def _fusion(artifact: Artifact) -> Fusion:

@@ -104,9 +104,8 @@ def _models(searcher: Searcher) -> dict[str, dict[str, Any]]:
 async def info(request: Request) -> Response:
     """The models and limits, in the shape of text-embeddings-inference with our own fields after it."""
     context = RequestContext(request)
-    searcher, settings, unanswered = context.searcher, context.service.settings, _unanswered(context)
-    main, engine = next(iter(searcher.models.items()))
-    encoder = searcher.models.get("encoder")
+    settings = context.service.settings
+    main, engine = next(iter(context.searcher.models.items()))
     reranker = {"reranker": {"id2label": {"0": "relevance"}, "label2id": {"relevance": 0}}}
     longest = max(template.max_tokens for template in engine.bundle.templates.values())
     return context.small_answer(
@@ -126,22 +125,31 @@ async def info(request: Request) -> Response:
             "version": VERSION,
             "sha": None,
             "docker_label": None,
-            "release": searcher.release,
-            "created": searcher.created,
-            "models": list(_models(searcher).values()),
-            "surfaces": searcher.surfaces,
-            "dimensions": encoder.dimensions if encoder else None,
-            "widths": list(encoder.bundle.widths) if encoder else [],
-            "documents": 0 if "/search" in unanswered else len(searcher.documents),
-            "unanswered": unanswered,
-            "examples": searcher.examples,
-            "thresholds": searcher.thresholds,
-            "fields": searcher.fields,
-            "max_results": settings.max_results,
-            "releases": [
-                {"release": held.searcher.release, "roles": held.roles, "created": held.searcher.created}
-                for held in context.service.lifecycle.held
-            ],
-            "thumbs": context.service.thumbs is not None and THUMBS not in unanswered,
+            **_own_fields(context),
         }
     )
+
+
+def _own_fields(context: RequestContext) -> dict[str, Any]:
+    """The fields of /info beside those of text-embeddings-inference."""
+    searcher, unanswered = context.searcher, _unanswered(context)
+    encoder = searcher.models.get("encoder")
+    return {
+        "release": searcher.release,
+        "created": searcher.created,
+        "models": list(_models(searcher).values()),
+        "surfaces": searcher.surfaces,
+        "dimensions": encoder.dimensions if encoder else None,
+        "widths": list(encoder.bundle.widths) if encoder else [],
+        "documents": 0 if "/search" in unanswered else len(searcher.documents),
+        "unanswered": unanswered,
+        "examples": searcher.examples,
+        "thresholds": searcher.thresholds,
+        "fields": searcher.fields,
+        "max_results": context.service.settings.max_results,
+        "releases": [
+            {"release": held.searcher.release, "roles": held.roles, "created": held.searcher.created}
+            for held in context.service.lifecycle.held
+        ],
+        "thumbs": context.service.thumbs is not None and THUMBS not in unanswered,
+    }

@@ -204,6 +204,7 @@ class ShardedSearcher(Searcher):
             ClientGoneError: the client has closed the connection.
         """
         queried = self._query_vector(search)
+        weighed = self._weighed_fields(search, queried)
         body = {
             "query": search.query,
             "collection": self.collection_id,
@@ -211,11 +212,10 @@ class ShardedSearcher(Searcher):
             "vector": queried.values[0].tolist() if queried else None,
             "filters": filters or None,
             "terms": search.details.explain,
+            # A shard from before these two answers a body without them.
+            **({"features": list(weighed)} if weighed else {}),
+            **({"matches": True} if search.details.matches else {}),
         }
-        if weighed := self._weighed_fields(search, queried):  # A shard from before them answers a body without.
-            body["features"] = list(weighed)
-        if search.details.matches:
-            body["matches"] = True
         with search.watch("shards"):
             seconds = min(search.models.options.deadline.remaining * SHARE, WITHOUT_DEADLINE_S)
             usable = self._ask_shards(body, Deadline.after(seconds))
@@ -233,6 +233,7 @@ class ShardedSearcher(Searcher):
         fields = {name: [by_row[row].features[name] for row in rows] for name in weighed}
         with search.watch("documents"):
             documents = {row: _document(by_row[row]) for row in rows}
+        known_terms = [QueryTerms(**known.model_dump()) for answer in answered if (known := answer.query_terms)]
         return Candidates(
             by_words=by_words,
             by_meaning=by_meaning,
@@ -241,9 +242,7 @@ class ShardedSearcher(Searcher):
             queried=queried,
             documents=documents,
             terms={row: by_row[row].terms for row in rows},
-            query_terms=joined(
-                [QueryTerms(**known.model_dump()) for answer in answered if (known := answer.query_terms)]
-            ),
+            query_terms=joined(known_terms),
             nearest={row: FoundPassage(**part.model_dump()) for row in rows if (part := by_row[row].passage)},
             shards=counts,
         )

@@ -72,10 +72,9 @@ def build(matrix: Any, config: IndexConfig, held_out: HeldOutQueries | None) -> 
     """
     rows, dimensions = matrix.shape
     queries = _queries(matrix, config, held_out)
-    candidates = index_types.choices(rows, dimensions, config)
     truth: tuning.Truth | None = None
     tried: dict[str, Any] = {}
-    for candidate in candidates:
+    for candidate in index_types.choices(rows, dimensions, config):
         seconds, size = candidate.seconds(rows, dimensions), candidate.bytes_per_document
         log.info(
             "index: %s, %s: about %.1f bytes a document, %.0f s", candidate.factory, candidate.reason, size, seconds

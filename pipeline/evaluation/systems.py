@@ -93,11 +93,9 @@ def make(
     Raises:
         SchemaError: a scores artifact lacks rows of the pool.
     """
-    inputs = {"features": features, "fusion": fusion, **{f"scores:{name}": item for name, item in scores.items()}}
-    if live:
-        inputs |= {"live features": live.features, "live fusion": live.fusion}
     former = {earlier_system(release): item for release, item in (earlier or {}).items()}
-    for name, item in former.items():
+    inputs = {"features": features, "fusion": fusion, **{f"scores:{name}": item for name, item in scores.items()}}
+    for name, item in {**({"live": live} if live else {}), **former}.items():
         inputs |= {f"{name} features": item.features, f"{name} fusion": item.fusion}
     config = {"live rerank": True} if live else {}
 

@@ -117,7 +117,18 @@ def fit(judged: "pd.DataFrame") -> tuple[Fusion, dict[str, Any]]:
         if lists.queries:
             measured["ndcg"]["fused"] = float(held_out.mean())
         return _as_fusion(weights, lists, values), measured
+    chosen = _learned(lists, values, measured)
+    return _as_fusion(candidate_weights(lists, chosen, everyone), lists, values), measured
 
+
+def _learned(lists: CandidateLists, values: Mapping[str, Floats], measured: dict[str, Any]) -> Candidate:
+    """The candidate that is best on held-out queries, or a simple order where that is no worse.
+
+    Args:
+        values: simple candidate → (queries,) nDCG.
+        measured: takes up the choice, its reason and the nDCG of the fused order.
+    """
+    everyone = np.ones(lists.queries, dtype=bool)
     chosen = choose(lists, everyone)
     held_out = held_out_ndcg(lists, everyone, lambda training: choose(lists, training))
     fused = held_out.mean()
@@ -132,7 +143,7 @@ def fit(judged: "pd.DataFrame") -> tuple[Fusion, dict[str, Any]]:
         chosen, fused = _BM25, measured["ndcg"]["bm25"]
     measured["ndcg"]["fused"] = float(fused)
     measured |= {"chosen": chosen.name, "strength": chosen.strength}
-    return _as_fusion(candidate_weights(lists, chosen, everyone), lists, values), measured
+    return chosen
 
 
 def _few(lists: CandidateLists, values: Mapping[str, Floats]) -> tuple[Floats, str, Floats]:

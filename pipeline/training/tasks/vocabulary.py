@@ -64,11 +64,8 @@ def _wordpiece(texts: Sequence[str], config: ScratchConfig) -> PreTrainedTokeniz
     )
     learner.train_from_iterator(texts, trainer)
     tokenizer = Tokenizer(WordPiece(learner.get_vocab(with_added_tokens=False), unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = (
-        learner.normalizer,
-        learner.pre_tokenizer,
-        decoders.WordPiece(),
-    )
+    tokenizer.normalizer, tokenizer.pre_tokenizer = learner.normalizer, learner.pre_tokenizer
+    tokenizer.decoder = decoders.WordPiece()
     pad, unknown, first, separator, mask = BERT_SPECIALS
     tokenizer.add_special_tokens(list(BERT_SPECIALS))
     tokenizer.post_processor = processors.TemplateProcessing(

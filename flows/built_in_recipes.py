@@ -25,8 +25,8 @@ def recipe_path(name: str) -> Path:
     """A recipe file: a path, or the name of one that is built in.
 
     Raises:
-        ConfigError: data; says how to make a recipe for it.
-        MissingError: neither; lists the built-in ones.
+        ConfigError: the name is that of data; the message says how to make a recipe for it.
+        MissingError: there is neither; the message names the built-in recipe that is most alike, or all of them.
     """
     path = Path(name)
     built_in = RECIPES / f"{name}.toml"

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from pipeline.config import SourceConfig
 
 
+JOIN_IN_DATABASE = (
+    "\n  or join them in the database: make a view of both and name it as ?table=VIEW, or write a source with "
+    'query = "SELECT …"'
+)
+"""The other way to read documents and judgments of one database together."""
+
+
 def without_judgments(source: "SourceConfig") -> str:
     """The sentence on documents without judgments: nothing can be trained, but a quickstart makes them searchable."""
     workspace = shlex.quote(str(command_line.default_workspace()))
@@ -46,15 +53,11 @@ def ways_to_join(source: "SourceConfig", columns: Mapping[str, str]) -> str:
     written = column_advice.sources([*tables, (source.path, name, judged)])
     is_database = "://" in source.path
     seen = f" (seen: {', '.join(map(_short, neighbours))})" if neighbours else ""
-    join = (
-        "\n  or join them in the database: make a view of both and name it as ?table=VIEW, or write a source with "
-        'query = "SELECT …"'
-    )
     return (
         f"where the texts of the documents stand in another {'table' if is_database else 'file'}{seen}, write a recipe "
         "with these as sources of one name, and `relevance init RECIPE` fills in the rest:\n"
         + written
-        + join * is_database
+        + (JOIN_IN_DATABASE if is_database else "")
     )
 
 

@@ -32,7 +32,7 @@ from rich.console import Console
 
 from flows import reindex as reindexing
 from flows import report as reporting
-from flows import retrain as chain
+from flows import retrain as retraining
 from flows import runner, sources
 from pipeline import recipe as recipes
 from pipeline import recipe_schema, regular_files
@@ -148,7 +148,7 @@ def retrain(
     promote: bool = True,
     working_folder: Path | None = None,
     changes: RecipeChanges = NO_CHANGES,
-) -> chain.RetrainResult:
+) -> retraining.RetrainResult:
     """Trains, judges and, if the gate agrees, promotes; see `flows.retrain.retrain`.
 
     A release that the gate refuses ends the run in the completed state Refused. Nothing failed, and a retry would be
@@ -161,7 +161,7 @@ def retrain(
     """
     with _logs_in_prefect(), contextlib.chdir(working_folder or "."):
         settings = recipes.load(recipe, overrides, changes)
-        outcome = chain.retrain(settings, workspace, promote=promote, execute=as_task)
+        outcome = retraining.retrain(settings, workspace, promote=promote, execute=as_task)
         label = label_of(workspace, settings.name)
         _show_report(outcome.report, label)
         create_markdown_artifact(

@@ -150,7 +150,7 @@ def train_students(recipe: Recipe, inputs: TrainingInputs, run: Runner) -> Train
     from pipeline.training import ranker
 
     base = student_base(recipe, recipe.ranker, inputs, run)
-    small = run(
+    trained_ranker = run(
         ranker.make,
         recipe.ranker,
         recipe.candidates,
@@ -173,7 +173,7 @@ def train_students(recipe: Recipe, inputs: TrainingInputs, run: Runner) -> Train
             base=base,
         )
     encoder = inputs.first_stage.trained if inputs.first_stage else train_encoder(recipe, inputs, run)
-    return TrainedModels(ranker=small, encoder=encoder, compared=compared)
+    return TrainedModels(ranker=trained_ranker, encoder=encoder, compared=compared)
 
 
 def export_models(recipe: Recipe, trained: TrainedModels, inputs: TrainingInputs, run: Runner) -> ScoringModels:

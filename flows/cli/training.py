@@ -95,7 +95,7 @@ def retrain(
     from pipeline import recipe as recipes
 
     loaded = recipes.load(Path(recipe), overrides or [])
-    from flows import retrain as chain
+    from flows import retrain as flow
     from flows import summary
 
     if check:
@@ -111,7 +111,7 @@ def retrain(
         schedules.check_server()
         outcome = prefect_flows.retrain(Path(recipe), overrides or [], workspace, promote=not no_promote)
     else:
-        outcome = chain.retrain(loaded, workspace, promote=not no_promote)
+        outcome = flow.retrain(loaded, workspace, promote=not no_promote)
     card = summary.make(outcome, workspace)
     show(card, as_json, summary.render(card, workspace))
     if not outcome.live and not no_promote:

@@ -23,9 +23,11 @@ class Page:
 
     html: str
     policy: str
+    """Its Content-Security-Policy."""
 
     @classmethod
     def load(cls, name: str) -> "Page":
+        """The page in an HTML file of the package `serving`."""
         html = resources.files("serving").joinpath(name).read_text(encoding="utf-8")
         scripts = " ".join(_hash(body) for body in re.findall(r"<script>(.*?)</script>", html, re.DOTALL))
         styles = " ".join(_hash(body) for body in re.findall(r"<style>(.*?)</style>", html, re.DOTALL))
@@ -36,6 +38,7 @@ class Page:
         )
 
     def answer(self) -> HTMLResponse:
+        """The page as an answer, which a browser checks for a newer one each time."""
         headers = {
             "content-security-policy": self.policy,
             "referrer-policy": "no-referrer",

@@ -112,6 +112,7 @@ class CanaryMonitor:
             return self._missed() or self._latency() or self._overlap() or self._drop()
 
     def tally(self) -> Tally:
+        """The counts and means until now."""
         with self._lock:
             return Tally(
                 requests=self._canary.requests,

@@ -21,6 +21,7 @@ class _Leaving:
         self.gone = False
 
     def tell(self, call: Callable[[], None]) -> None:
+        """Has `call` called when nobody waits any more; at once if that is so already."""
         with self._lock:
             if not self.gone:
                 self._on_cancel.append(call)
@@ -33,6 +34,7 @@ class _Leaving:
                 self._on_cancel.remove(call)
 
     def leave(self) -> None:
+        """Notes that nobody waits any more, and calls what was told."""
         with self._lock:
             self.gone = True
             calls, self._on_cancel = self._on_cancel, []
@@ -50,10 +52,12 @@ class RunClock:
         """Runner → when its present run for the request began."""
 
     def begin(self, runner: int) -> None:
+        """Notes that a runner begins to work for the request."""
         with self._lock:
             self._present[runner] = time.monotonic()
 
     def end(self, runner: int) -> None:
+        """Adds the seconds of the runner's present work."""
         with self._lock:
             self._ended += time.monotonic() - self._present.pop(runner)
 
@@ -79,10 +83,12 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float, runs: RunClock | None = None) -> "Deadline":
+        """The deadline this many seconds from now."""
         return cls(time.monotonic() + seconds, seconds, runs)
 
     @classmethod
     def never(cls) -> "Deadline":
+        """A deadline that does not pass."""
         return cls(math.inf, math.inf)
 
     def earlier(self, seconds: float) -> "Deadline":

@@ -60,6 +60,7 @@ class Breaker:
         return self._failures >= FAILURES
 
     def allows(self) -> bool:
+        """Whether a request may use Redis now; true once after each pause while the breaker is open."""
         with self._lock:
             if not self.open:
                 return True

@@ -50,6 +50,7 @@ def _examples(report: Any, own: Any) -> list[str]:
 
 
 def _thresholds(report: Any) -> list[dict[str, Any]]:
+    """The rows of thresholds that have all their fields."""
     rows = report.get("thresholds") if isinstance(report, dict) else None
     names = {"least", "ranked", "judged", "relevant", "of_relevant"}
     return [row for row in rows if isinstance(row, dict) and names <= row.keys()] if isinstance(rows, list) else []

@@ -67,13 +67,19 @@ def query_words(query: str) -> list[str]:
 
 
 def snippet(body: str, words: Sequence[str]) -> str:
-    """Cuts at most SNIPPET_CHARS out of a text: its beginning, or the part around the first word found far below."""
+    """The beginning of a text or, where its first word of the query stands far below, the part around that.
+
+    It has at most SNIPPET_CHARS, without the ellipses.
+
+    Args:
+        words: see `query_words`.
+    """
     flat = " ".join(body[:TEXT_CHARS].split())
     if len(flat) <= SNIPPET_CHARS:
         return flat
     folded = folding.fold(flat)
-    positions = (folded.find(word) for word in words)
-    first = folding.position_before(flat, min((position for position in positions if position >= 0), default=0))
+    matches = [position for position in map(folded.find, words) if position >= 0]
+    first = folding.position_before(flat, min(matches, default=0))
     start = 0
     if first > SNIPPET_CHARS // 2:
         start = flat.find(" ", first - SNIPPET_CHARS // 4, first) + 1 or first

@@ -176,6 +176,7 @@ def read(config: SourceConfig, root: Path) -> Tables:
 
 
 def shown_as(address: sa.URL, source: str) -> str:
+    """An address without its password, and the table or query that is read, for messages."""
     return f"{hide_passwords(address.render_as_string(hide_password=True))}, {source}"
 
 

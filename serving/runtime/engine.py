@@ -8,7 +8,6 @@ same bits in any company and order, in int8 too, whose activations are scaled by
 One session is shared, each run takes one thread, and there are as many runners as cores.
 """
 
-import json
 import logging
 import math
 import threading
@@ -27,7 +26,8 @@ from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.passages import Passages
 from pipeline.tokens import PairTemplate, TextTemplate
-from serving.errors import DeadlineError, InferenceError
+from serving.errors import InferenceError
+from serving.runtime import golden
 from serving.runtime.bundle import Bundle
 from serving.runtime.deadline import Deadline
 from serving.runtime.items import Item, Priority, Throughput
@@ -41,17 +41,6 @@ from serving.runtime.tokenizer import MAX_BYTES, RuntimeTokenizer
 Role = Literal["query", "document"]
 Check = Callable[[], None]
 Vectors = NDArray[np.float32]
-
-TOLERANCE: Mapping[str, float] = {"fp32": 1e-5, "fp16": 2e-2, "int8": 5e-2, "w8": 5e-2}
-"""Largest distance of a golden output from the stored one, divided by (1 + its size): from PyTorch's output in fp32,
-else from that at export. Another processor sums in another order; in int8 and w8 that moves some activations by one
-step. An int8 product that overflows, or another model, is far beyond."""
-CUDA_TOLERANCE = 2e-3
-"""Minimum of the tolerance for golden outputs on CUDA, whose fp32 products may be computed in TF32."""
-
-CHECK_S = 20.0
-"""Seconds for the output of one golden input. A model that never comes back must be refused before the process, which
-has lost a runner to it, is replaced: the next one would try the same release."""
 
 BATCH_TOKENS = 16_384
 """Maximum number of tokens, padding included, of one run on CUDA."""
@@ -123,7 +112,7 @@ class Engine:
         # Runners of its own end with its last reference, or with the process, if it is not closed.
         self._end = None if scheduler else weakref.finalize(self, self.scheduler.stop)
         if verify:
-            self._check(artifact)
+            golden.check(artifact.file("golden.json"), self._golden_output, self.precision, self.device)
         log.debug(
             "%s %s: %s on %s, %d runners, loaded in %.2f s",
             *(self.role, self.digest[:12], self.precision, self.device),
@@ -329,36 +318,14 @@ class Engine:
         except Exception as error:
             raise InferenceError(f"the {self.role} failed: {error}") from error
 
-    def _check(self, artifact: Artifact) -> None:
-        """Holds this machine's outputs for the golden inputs against the stored ones."""
-        path = artifact.file("golden.json")
-        golden = json.loads(path.read_text(encoding="utf-8"))
-        truth = "torch" if self.precision == "fp32" else self.precision
-        tolerance = TOLERANCE[self.precision]
-        if self.device == "cuda":
-            tolerance = max(tolerance, CUDA_TOLERANCE)
-        for number, item in enumerate(golden):
-            deadline = Deadline.after(CHECK_S)
-            try:
-                if self.role == "ranker":
-                    wanted = np.array([item["scores"][truth]])
-                    # The exporter saw one input, whose document was cut at its end.
-                    inputs = self.pairs(item["query"], [item["document"]])
-                    outputs = np.array(self._all(inputs, "document", deadline, Priority.BATCH))
-                else:
-                    wanted = np.array(item["vectors"][truth])
-                    outputs = self.embed([item["text"]], item["role"], deadline, Priority.BATCH)[0]
-            except DeadlineError as error:
-                raise ArtifactError(
-                    f"{path}, item {number}: the model gave no output in {CHECK_S:g} s; serve another release"
-                ) from error
-            gap = float((np.abs(outputs - wanted) / (1 + np.abs(wanted))).max())
-            if not gap <= tolerance:
-                raise ArtifactError(
-                    f"{path}, item {number}: {self.precision} on this {self.device} is {gap:.2g} from what was "
-                    f"exported, more than {tolerance}; export the model on such a machine, or "
-                    "serve another precision"
-                )
+    def _golden_output(self, item: Mapping[str, Any], deadline: Deadline) -> Vectors:
+        """The output, (1,) or (dimensions,), for a golden input."""
+        if self.role == "encoder":
+            (vector,) = self.embed([item["text"]], item["role"], deadline, Priority.BATCH)
+            return np.asarray(vector)
+        # The exporter saw one input, whose document was cut at its end.
+        inputs = self.pairs(item["query"], [item["document"]])
+        return np.array(self._all(inputs, "document", deadline, Priority.BATCH))
 
 
 def _verify(artifact: Artifact, names: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from serving.process import worker
 from serving.rollout import active, pairs, shadow
 from serving.rollout.lifecycle import Lifecycle
 from serving.rollout.trials import Bounds, Canary, Trial
-from serving.runtime import engine
+from serving.runtime import engine, golden
 from serving.runtime.items import Item
 from serving.runtime.scheduler import PresentRun
 from serving.scoring.searcher import Searcher
@@ -283,7 +283,7 @@ def test_a_release_that_stalls_while_it_is_loaded_is_refused(fresh: Any, monkeyp
             released.wait(60)
         return real(self, items)
 
-    monkeypatch.setattr(engine, "CHECK_S", 0.2)
+    monkeypatch.setattr(golden, "CHECK_S", 0.2)
     monkeypatch.setattr(engine.Engine, "run", run)
     canary = Canary(release=other, share=1.0, bounds=Bounds())
     lifecycle.rollout.active.file.begin("canary", canary)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows import plausibility, publishing, ready_made
+from flows import figures, plausibility, publishing, ready_made
 from flows import sources as named
 from flows.ready_made import ReadyMadeModels
 from flows.runner import Runner
@@ -143,14 +143,9 @@ def _publish(
 
 def render(result: QuickstartResult, workspace: Path) -> "Table":
     """A two-column table of the result."""
-    from rich.table import Table
-
-    table = Table(show_header=False, title=NAME, title_justify="left")
-    figures = asdict(result)
-    figures.pop("not_live_because")
-    for name, value in figures.items():
-        number = f"{value:,}" if isinstance(value, int) else str(value or "none")
-        table.add_row(name.replace("_", " "), ("yes" if value else "no") if isinstance(value, bool) else number)
+    values = asdict(result)
+    values.pop("not_live_because")
+    table = figures.table(values, NAME)
     if not result.live:
         command = typed(f"releases promote {result.release[:12]}", workspace)
         table.caption = f"{result.not_live_because}; `{command}` makes this one live."

@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flows import indexing, judging, plausibility, publishing, runner, sources
 from pipeline import disk, release_parts, releases
@@ -21,9 +21,6 @@ from pipeline.config import ComputeConfig, Recipe, SourceConfig
 from pipeline.errors import ConflictError
 from pipeline.pointer import Pointer
 from pipeline.secrets import hide_passwords
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 LOCAL = ComputeConfig()
 
@@ -149,16 +146,3 @@ def _same_but_live(registry: releases.Releases, new: Artifact) -> Artifact:
             f"{live.fingerprint[:12]} live meanwhile; look at it and try again"
         )
     return live
-
-
-def render(figures: dict[str, Any], title: str = "re-index") -> "Table":
-    """A two-column table of figures, such as `reindex` returns."""
-    from rich.table import Table
-
-    table = Table(show_header=False, title=title, title_justify="left")
-    for name, value in figures.items():
-        shown = (
-            ("yes" if value else "no") if isinstance(value, bool) else f"{value:,}" if isinstance(value, int) else value
-        )
-        table.add_row(name.replace("_", " "), str(shown))
-    return table

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 from pipeline import artifacts, disk, regular_files, storage
@@ -23,9 +23,6 @@ from pipeline.locks import locked, mark_used
 from pipeline.manifest import FileRecord, Manifest
 from pipeline.releases import Releases
 from pipeline.text import counted
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 BLOCK = 1 << 20
 
@@ -218,10 +215,3 @@ class _Storage:
             while block := file.read(BLOCK):
                 digest.update(block)
         return digest.hexdigest()
-
-
-def render(figures: dict[str, Any]) -> "Table":
-    """A two-column table of what was copied."""
-    from flows import reindex
-
-    return reindex.render(figures, title="release")

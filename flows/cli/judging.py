@@ -114,8 +114,8 @@ def reindex(
 
     --set compute.engine=ray embeds them on a Ray cluster; see the section `compute` of `relevance recipe schema`.
     """
+    from flows import figures, sources
     from flows import reindex as flow
-    from flows import sources
     from pipeline.data.formats import option_text
 
     changes = overrides or []
@@ -126,8 +126,8 @@ def reindex(
 
         if full or no_promote:
             raise ConfigError("--shards: publishes new releases and promotes none; leave --full, --no-promote")
-        figures = divided.reindex(chosen, existing(workspace), shards, release=release, force=force, compute=compute)
-        show(figures, as_json, divided.render(figures, workspace))
+        published = divided.reindex(chosen, existing(workspace), shards, release=release, force=force, compute=compute)
+        show(published, as_json, divided.render(published, workspace))
         return
     outcome = flow.reindex(
         chosen,
@@ -139,4 +139,4 @@ def reindex(
         force=force,
         compute=compute,
     )
-    show(outcome, as_json, flow.render(outcome))
+    show(outcome, as_json, figures.table(outcome, "re-index"))

@@ -54,10 +54,10 @@ def releases_push(
     as_json: Json = False,
 ) -> None:
     """Copies a release to shared storage, each file once; the live one becomes live there."""
-    from flows import release_storage
+    from flows import figures, release_storage
 
-    figures = release_storage.push(existing(workspace), address, release)
-    show(figures, as_json, release_storage.render(figures))
+    copied = release_storage.push(existing(workspace), address, release)
+    show(copied, as_json, figures.table(copied, "release"))
 
 
 @app.command("pull")
@@ -69,10 +69,10 @@ def releases_pull(
     as_json: Json = False,
 ) -> None:
     """Copies a release from shared storage and checks it; the one that is live there becomes live here."""
-    from flows import release_storage
+    from flows import figures, release_storage
 
-    figures = release_storage.pull(workspace, address, release, promote=not no_promote)
-    show(figures, as_json, release_storage.render(figures))
+    copied = release_storage.pull(workspace, address, release, promote=not no_promote)
+    show(copied, as_json, figures.table(copied, "release"))
 
 
 @app.command("promote")

@@ -58,6 +58,22 @@ class WholeCollection:
     """Terms of all documents, with repetitions."""
 
     @classmethod
+    def of_shard(cls, shard: Artifact, full: Artifact, *, documents: int, terms: int) -> "WholeCollection":
+        """The collection that a shard was cut from.
+
+        Args:
+            shard: the documents of the shard.
+            full: the lexical index of the collection.
+        """
+        return cls(
+            shard=int(shard.manifest.config["shard"]),
+            shards=int(shard.manifest.config["shards"]),
+            data=full.manifest.inputs["data"],
+            documents=documents,
+            terms=terms,
+        )
+
+    @classmethod
     def of(cls, lexical: Artifact) -> "WholeCollection | None":
         """The collection that a lexical index is a shard of; None where it is whole.
 
@@ -180,13 +196,7 @@ def lexical(workspace: Path, *, data: Artifact, full: Artifact) -> Artifact:
         np.save(staging.folder / HOLDERS, np.array([holders[term] for term in own.terms], np.int32))
         np.save(staging.folder / ROWS, rows)
         write_ids(staging.folder / "ids.parquet", [doc_ids[row] for row in rows.tolist()])
-        collection = WholeCollection(
-            shard=int(data.manifest.config["shard"]),
-            shards=int(data.manifest.config["shards"]),
-            data=full.manifest.inputs["data"],
-            documents=len(doc_ids),
-            terms=occurrences,
-        )
+        collection = WholeCollection.of_shard(data, full, documents=len(doc_ids), terms=occurrences)
         (staging.folder / COLLECTION).write_text(json.dumps(asdict(collection), indent=1) + "\n", encoding="utf-8")
         size = sum(path.stat().st_size for path in staging.folder.iterdir())
         return {"documents": len(rows), "terms": len(own.terms), "bytes_per_document": round(size / len(rows), 1)}

@@ -13,6 +13,7 @@ from pipeline.evaluation.ablation import AblationRun
 BM25, TEACHER = "BM25", "teacher"
 """Names of the reference systems of every comparison. A student should close the gap from BM25 to the teacher."""
 SPLITS = ("valid", "test")
+"""The splits whose pairs students are compared on."""
 
 
 def by_split(run: Runner, stage: Callable[..., Artifact], **inputs: Any) -> dict[str, Artifact]:

@@ -39,6 +39,7 @@ class ReplacedDocuments:
 
 
 NO_DOCUMENTS = ReplacedDocuments()
+"""The documents that are replaced where none are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,9 @@ RecipeChanges = Annotated[dict[str, Any], WithJsonSchema(recipe_schema.form())]
 NO_CHANGES: RecipeChanges = {}
 
 RETRIES = 2
+"""Retries of a stage that failed for a reason which may pass."""
 RETRY_DELAY_S = 60
+"""Seconds before each retry."""
 
 
 def _worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

@@ -36,6 +36,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 MEMORY = "ready_made.json"
+"""The file of a workspace that remembers imported models and their releases."""
 VERSION = 2
 """Version of the import, part of every request's key; raise it when the same folder comes to give another release."""
 

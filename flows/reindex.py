@@ -23,6 +23,7 @@ from pipeline.pointer import Pointer
 from pipeline.secrets import hide_passwords
 
 LOCAL = ComputeConfig()
+"""The section `compute` by which documents are embedded in this process."""
 
 log = logging.getLogger(__name__)
 

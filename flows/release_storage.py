@@ -25,6 +25,7 @@ from pipeline.releases import Releases
 from pipeline.text import counted
 
 BLOCK = 1 << 20
+"""Bytes that are read at once where a digest is computed."""
 
 log = logging.getLogger(__name__)
 

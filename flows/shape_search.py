@@ -22,6 +22,7 @@ from pipeline.models.base_models import ModelShape
 from pipeline.training import ranker_shape
 
 SOURCE = "Jamieson and Talwalkar 2016, arXiv:1502.07943"
+"""The paper of the search, for the table of a study."""
 
 FIRST_SHARE = 0.25
 """Share of the training that every shape gets; each later round gets twice as much, up to all of it."""

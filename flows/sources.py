@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from pipeline.data.formats.column_advice import Contents
 
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
+"""A map of columns that is not given."""
 NO_LABELS: Mapping[str, int] = MappingProxyType({})
+"""Grades of words that are not given."""
 
 log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ RECALL_QUERIES = 200
 EXACT_QUERIES = 20
 """Stored vectors that an exact index is searched with: it misses any only where it was written wrongly."""
 ENOUGH_RECALL = 0.95
+"""Recall@10 below which the log warns of an approximate index."""
 
 Vectors = npt.NDArray[np.float32]
 

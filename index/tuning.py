@@ -23,9 +23,11 @@ from index.index_types import inverted_lists
 K = 100
 """Recall is measured at this depth."""
 RESAMPLES = 2000
+"""Resamples of the bootstrap of the mean recall."""
 TIMED = 100
 """Queries that are timed one by one."""
 FILTER_QUERIES = 200
+"""Most queries by which searches with filters are measured."""
 FILTER_SHARES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 """Shares of the documents that the measured filters select, in descending order."""
 FINE = 1.02
@@ -33,6 +35,7 @@ FINE = 1.02
 BLOCK = 1 << 18
 """Documents compared at once with all queries."""
 Z95 = 1.6449
+"""95th percentile of the standard normal distribution, for a lower bound with 95 % confidence."""
 
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCORES = ("bm25", "encoder", "ranker")
+"""Columns of raw scores, one for each model."""
 
 
 def by_query(frame: "pd.DataFrame") -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:

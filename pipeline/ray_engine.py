@@ -34,6 +34,7 @@ LOSSES = 3
 START_S = 120.0
 """Seconds without any worker after which work is given up."""
 POLL_S = 0.5
+"""Seconds between two looks at the workers while batches are computed."""
 
 log = logging.getLogger(__name__)
 

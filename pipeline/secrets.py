@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 HIDDEN = "***"
+"""The text that stands in the place of a password."""
 
 _USER_AND_PASSWORD = re.compile(r"(://[^\s/:@'\"]*:)([^\s'\"]+)(?=@)")
 _KEYS = r"(?:api|access|account|private|secret)[_-]?key"

@@ -14,6 +14,7 @@ from pipeline.errors import MissingError, UnavailableError
 from pipeline.temporary import temporary_folder
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "az", "file", "memory")
+"""Schemes of addresses of shared storage; any other address is that of a database."""
 
 
 def is_address(path: str) -> bool:

@@ -42,7 +42,9 @@ SECONDS = (
 )
 """Times that must be above 0."""
 HASH = re.compile("[0-9a-fA-F]{64}")
+"""The form of an API key's SHA-256 hash."""
 ROOT_PATH = re.compile(r"(/[\w.~-]+)+", re.ASCII)
+"""The form of a path that a proxy puts before all others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,6 +24,7 @@ from pipeline.text import key_values
 
 STAGE = Stage("corpus", version=1, section="data", inputs={"previous": "corpus"}, title="followed corpus")
 FILE = "documents.parquet"
+"""The file of documents of a corpus."""
 ROWS_AT_ONCE = 10_000
 """Number of documents in memory at once."""
 

@@ -45,6 +45,7 @@ SURE = 0.05
 """A corrected p below this is a difference."""
 
 PAIRWISE = "pairwise"
+"""The measure that is shown beside the headline where it is measured."""
 
 Floats = NDArray[np.float64]
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SEED = 13
+"""Seed of the bootstrap, so that one report always gets one decision."""
 RESAMPLES = significance.RESAMPLES
+"""Resamples of the bootstrap."""
 
 RERANK_REFUSED = (
     "callers who send texts alone would lose by it, though the valid queries did not show it. Judge more queries; or, "

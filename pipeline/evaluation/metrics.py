@@ -39,6 +39,7 @@ RANGE = (0.0, 1.0)
 """The least and the greatest value of every measure."""
 
 NAMES = ("ndcg", "ndcg_exp", "mrr", "map", "recall", "precision", "pairwise", "judged")
+"""Names of measures without their cutoff."""
 
 _MEASURE = re.compile(rf"({'|'.join(NAMES)})(?:@([1-9][0-9]*))?")
 

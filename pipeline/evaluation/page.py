@@ -24,6 +24,7 @@ LABELS = {
     "judged": "judged",
     "precision": "precision",
 }
+"""Name of a measure without its cutoff → its label."""
 
 
 def label(measure: str) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 COLUMNS = ["query_id", "doc_id", "score"]
+"""Columns that a run must have."""
 
 _PARQUET = b"PAR1"
 

@@ -34,10 +34,14 @@ Method = Literal["outer", "t", "bca", "percentile"]
 
 Bounds = tuple[float, float]
 UNBOUNDED: Bounds = (-math.inf, math.inf)
+"""The bounds of a measure that may take any value."""
 
 CONFIDENCE = 0.95
+"""Share of the intervals that hold the true value."""
 POWER = 0.8
+"""Probability with which the smallest detectable difference is shown."""
 RESAMPLES = 10_000
+"""Resamples of a bootstrap, and sign flips of a test, where the caller names no number."""
 TIE = 1e-9
 """Two values of a measure that differ by no more are a tie."""
 

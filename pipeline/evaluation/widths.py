@@ -14,6 +14,7 @@ from pipeline.evaluation import metrics, plots
 Floats = NDArray[np.float32]
 
 MEASURES = ("ndcg@10", "recall@100")
+"""Measures by which the widths of a vector are compared."""
 BLOCK = 32
 """Number of queries whose cosines with all documents are held in memory at once."""
 

@@ -26,6 +26,7 @@ from pipeline.export.graph_shape import ACTIVATIONS, EMBEDDINGS, GraphShape
 from pipeline.export.quantisation import BLOCK, Floats, blockwise, quantised
 
 OPSET = 17
+"""Version of ONNX's operators in an exported graph."""
 
 NUMBERS = 1
 """Raise it when the same weights come to give other numbers in any precision; part of a bundle's digest."""

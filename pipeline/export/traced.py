@@ -37,6 +37,7 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 """Key of a node's metadata: the modules that it was traced in, from the outside inwards."""
 
 OPSET = 18
+"""Version of ONNX's operators in an exported graph."""
 
 TRACED = 1
 """Raise it when the same weights come to give other numbers; part of a bundle's digest."""

@@ -28,8 +28,10 @@ WHAT = {
     "encoder": "A bi-encoder that turns a text into one short vector of unit length. The cosine of a query's and a "
     "document's vector says how well they fit.",
 }
+"""Role of a model → what it is, for its card."""
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+"""The form of a model's name on a hub."""
 
 LICENCE = """The licence is yours to state: it depends on the terms of the base model and of the data named above.
 Add `license:` to the head of this file before you publish it."""

@@ -20,7 +20,9 @@ HUB_TIMEOUT_S = 5.0
 """Seconds to wait for the first answer of the hub; there are no retries, a person can run again."""
 
 HUB_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json")
+"""Patterns of the files that are fetched from a hub, without vocabularies."""
 HUB_VOCABULARIES = ("vocab.*", "merges.txt", "*.model")
+"""Patterns of the files of vocabularies that are fetched from a hub."""
 
 log = logging.getLogger(__name__)
 

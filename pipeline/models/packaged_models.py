@@ -14,6 +14,7 @@ from pipeline.errors import InputError, MissingError
 from pipeline.text import read_text
 
 PACKAGE = "package:"
+"""The beginning of a base that names an installed Python package."""
 
 
 def inside(name: str) -> Path:

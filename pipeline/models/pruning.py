@@ -31,6 +31,7 @@ BATCH = 4096
 """Number of texts that are tokenised at once."""
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+"""The form of a token that stands for one byte."""
 
 
 def to_corpus(encoder: CrossEncoder | BiEncoder, corpus: Iterable[str]) -> dict[str, int]:

@@ -40,8 +40,9 @@ Activation = Literal["identity", "tanh"]
 """The function after a linear layer."""
 
 SETTINGS = "config_sentence_transformers.json"
-LENGTHS = "sentence_bert_config.json"
 """The file of prompts, `similarity_fn_name` and `truncate_dim`."""
+LENGTHS = "sentence_bert_config.json"
+"""The file of the maximum length, `max_seq_length`."""
 
 _KINDS = ("Transformer", "Pooling", "Dense", "Normalize")
 

@@ -27,6 +27,7 @@ NO_SPECIAL_TOKENS = (
     "the tokenizer puts no special token around a text, as one whose tokenizer.json lacks its post_processor; save the "
     "tokenizer that the model was trained with"
 )
+"""The message on a tokenizer that puts no special token around a text."""
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -20,6 +20,7 @@ PLAIN, DISTILLED = "plain", "distilled"
 """The student without a teacher, which is the baseline, and the ranker as the recipe has it."""
 
 HARD = ranker_shape.HARD
+"""The beginning of the names of weights of losses on grades."""
 
 GENERAL_TOKENS = 1_000_000
 """Tokens of the texts that a student's layers learn from the base before they learn to rank."""

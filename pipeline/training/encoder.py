@@ -50,6 +50,7 @@ PROJECTION_SAMPLE = 2048
 """Number of texts whose principal directions become the first projection: 3/4 documents, 1/4 queries."""
 
 FROM_BASE = "base"
+"""Value of `encoder.base` by which the encoder starts from the teacher's base."""
 
 
 @STAGE

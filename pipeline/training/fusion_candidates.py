@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MEASURE = "ndcg@10"
+"""The measure that candidates are compared by."""
 FOLDS = 5
 """Number of parts into which the queries are cut for cross-validation."""
 TOLERANCE = 0.001
@@ -23,9 +24,12 @@ MAX_PAIRS = 20_000
 """Maximum number of pairs to learn from; sampled evenly from the queries, at most PAIRS_PER_QUERY of each. A query
 counts the same whatever its number of pairs."""
 PAIRS_PER_QUERY = 60
+"""Most pairs of documents of one query that weights are learned from; of more pairs these are drawn."""
 SEED = 13
+"""Seed of the drawn pairs and of the folds."""
 
 RANKS = tuple(f"{name}_reciprocal_rank" for name in SCORES)
+"""Names of the features that are reciprocal ranks by one score."""
 _LEARNED = (("bm25", "ranker"), ("encoder", "ranker"), SCORES, (*SCORES, "ranker_reciprocal_rank"), FEATURES)
 _STRENGTHS = (0.01, 0.3)
 """Values of scikit-learn's C, the strongest regularisation first."""

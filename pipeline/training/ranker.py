@@ -61,6 +61,7 @@ OTHER_PASSAGES = (
     "tokenizer, so it would read other passages: take a base with the teacher's tokenizer, or set "
     "teacher.passages.most to 0"
 )
+"""The message where teacher and student would read other passages."""
 
 
 @STAGE

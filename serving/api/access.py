@@ -12,6 +12,7 @@ from serving.errors import AuthenticationError, HostError, NotFoundError
 from serving.settings import Settings
 
 KEY_HEADERS = ("x-api-key", "api-key")
+"""Headers beside Authorization in which a client may send its key."""
 
 
 class AccessControl:

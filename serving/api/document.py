@@ -12,7 +12,9 @@ from serving.api.schemas import ERROR_ANSWERS, check_parameters
 from serving.errors import NotFoundError
 
 MAX_NEIGHBOURS = 50
+"""Most nearest documents of one answer."""
 MAX_ID_CHARS = 10_000
+"""Most characters of a document's id in a request."""
 
 router = APIRouter(responses=ERROR_ANSWERS)
 

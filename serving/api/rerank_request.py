@@ -14,6 +14,7 @@ from serving.errors import InvalidRequestError
 from serving.scoring.document_scores import DocumentLimits
 
 MAX_RANK_FIELDS = 100
+"""Most fields of a document that a request may name."""
 MAX_SCORE = 1e300
 """Bound of a first-stage score's size."""
 

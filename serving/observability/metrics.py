@@ -27,6 +27,7 @@ from serving.rollout.lifecycle import Lifecycle
 disable_created_metrics()  # type: ignore[no-untyped-call]  # One more series for each counter, which nobody reads.
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Bounds of the histograms of seconds."""
 
 RELEASE_INFO = "relevance_release_info"
 """The one metric that names releases; its series end when their release does."""

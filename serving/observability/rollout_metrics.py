@@ -9,7 +9,9 @@ from serving.rollout.traffic import Rollout, Variant
 from serving.rollout.trials import Kind
 
 OVERLAP_BUCKETS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.999)
+"""Bounds of the histogram of shares of results that two releases share."""
 CHANGE_BUCKETS = (0.0, 1e-6, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Bounds of the histogram of changes of a document's relevance."""
 KINDS: tuple[Kind, ...] = ("canary", "shadow")
 VARIANTS: tuple[Variant, ...] = ("live", "canary")
 

@@ -29,6 +29,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from serving.settings import Settings
 
 REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+"""The answer to a client whose request does not arrive in time."""
 GOODBYE_S = 1
 """Seconds after SIGTERM that a connection without a request stays open: its next request may be on the way."""
 MIN_READ_BYTES = 2**18

@@ -18,6 +18,7 @@ from serving.rollout.trials import Bounds
 KEPT = 500
 """Latest ratios of seconds, and latest overlaps, that are looked at."""
 KEPT_QUERIES = 10_000
+"""Most queries whose nDCG is kept."""
 
 
 @dataclass(slots=True)

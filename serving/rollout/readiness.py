@@ -11,6 +11,7 @@ from serving.rollout.lifecycle import Lifecycle
 from serving.scoring.searcher import Searcher
 
 FRESH_S = 1.0
+"""Seconds for which a probe's result stands."""
 PATIENCE_S = 5.0
 """A model that is slower than this for one short pair is not ready; it may be stuck."""
 

@@ -25,6 +25,7 @@ from serving.settings import Settings
 
 Wish = Literal["always", "never"]
 WISHES: tuple[Wish, ...] = ("always", "never")
+"""Values of `x-canary`: the canary answers always, or never."""
 Variant = Literal["live", "canary", "chosen"]
 """chosen: the client named a loaded release, so the answer says nothing about a trial."""
 

@@ -33,6 +33,7 @@ GATHERED = 1024
 RESPAWN_S = 0.1
 """Seconds between the end of a runner and its successor, so that a fault at each start cannot fill a log."""
 JOIN_S = 2.0
+"""Seconds that the end of a scheduler waits for each of its threads."""
 ENDED = "the thread that ran the model ended"
 """The message for inputs whose runner ended; the error is made only then, because errors look for passwords first."""
 

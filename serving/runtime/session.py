@@ -14,6 +14,7 @@ from serving.runtime.processor import Device
 # ONNX Runtime's fused kernel is slower on a CPU than the two nodes it replaces: 170 against 207 pairs per CPU-second
 # in int8, 73 against 79 in fp32 (6 layers, 384 wide, 64 tokens, Zen 4).
 SLOW_ON_CPU = ["SkipLayerNormFusion"]
+"""ONNX Runtime's optimisers that make a model slower on a CPU."""
 
 
 def padded(items: Sequence[Item], inputs: Sequence[str], bucket: int, longest: int) -> dict[str, NDArray[np.int64]]:

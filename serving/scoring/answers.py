@@ -15,6 +15,7 @@ from serving.scoring.best_passages import BestPassage
 
 ListName = Literal["lexical", "semantic", "reranked"]
 LISTS: tuple[ListName, ...] = ("lexical", "semantic", "reranked")
+"""The lists of a search: by BM25, by the encoder, and by all models together."""
 Missing = Literal["ranker", "encoder"]
 
 MAX_FACET_VALUES = 20

@@ -14,6 +14,7 @@ from serving.runtime.admission import RequestOptions
 from serving.scoring.reranker import Embedder
 
 QUERIES = 32
+"""Number of queries of random letters."""
 SHARE = 0.95
 """Share of random-letter queries whose nearest document has a cosine below the chance level; see `level`."""
 

@@ -30,12 +30,16 @@ SOCKET_S = 0.05
 """Most seconds of one exchange with the server: longer than the budget, so that a connection which is slow to be
 made is there for the next look-up."""
 THREADS = 4
+"""Threads that read from Redis at once."""
 WRITES = 64
 """Requests whose values wait to be written; those of further ones are not shared."""
 FAILURES = 3
+"""Failures in a row after which Redis is left alone for a while."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 FORMAT = b"\x01"
+"""The first byte of each stored value, its version."""
 PREFIX = b"relevance:1:"
+"""The beginning of each key in Redis."""
 
 log = logging.getLogger(__name__)
 

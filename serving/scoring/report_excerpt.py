@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 EXAMPLES = 6
+"""Most queries to try on the page."""
 MAX_EXAMPLE = 45
+"""Most characters of a query to try."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ PROBE_S = 5.0
 MAX_ANSWER_BYTES = 256 * 2**20
 """Largest answer of a shard that is read."""
 NO_DOCUMENT = "the documents of this release are in shards; ask the service of the shard that holds it for a whole one"
+"""The message where a document is asked for by its id."""
 THREADS = 16
 """Requests to each shard at once; further ones wait, while their time runs."""
 

@@ -12,6 +12,7 @@ from serving.runtime.deadline import Deadline
 from serving.scoring.best_passages import BestPassage
 
 SNIPPET_CHARS = 240
+"""Most characters of a snippet, without its ellipses."""
 TEXT_CHARS = 40 * SNIPPET_CHARS
 """Characters of a document in which words are looked for."""
 QUERY_CHARS = 10_000

@@ -36,6 +36,7 @@ NEEDS: Mapping[Contents, Mapping[str, tuple[str, ...]]] = {
 }
 """Contents → what a map must name, in words → the keys of which one suffices; the first is the usual one."""
 SHOWN_COLUMNS = 40
+"""Most columns of a table in a message."""
 SHOWN_VALUE = 30
 """Most characters of a column's value in a message."""
 FIRST_LINE = "Its first line must name the columns: put one there if these are values"

@@ -41,10 +41,12 @@ from pipeline.schema import InvalidRow
 from pipeline.secrets import HIDDEN, hide_passwords, is_secret
 
 ROWS_AT_ONCE = 10_000
+"""Rows that are fetched from a database at once."""
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 OWN_COLUMNS = ("doc_id", "title", "text")
+"""Columns of a table of documents that needs no map."""
 
 
 def find(config: SourceConfig, root: Path) -> FoundSource | None:

@@ -30,6 +30,7 @@ SPLIT_OF = {"train": "train", "dev": "valid", "valid": "valid", "validation": "v
 """Published names of splits → ours."""
 
 NO_SPLIT = ("", "all")
+"""Values of a column of splits that put a row into none."""
 
 EMPTY_GRADE = "the grade is empty"
 """The reason why a row without a grade cannot be used: nobody judged its pair yet."""

@@ -21,7 +21,9 @@ from pipeline.errors import SchemaError
 
 NAME = "text"
 LOOKED_FOR = "a folder of .txt, .md, .markdown or .rst files; only when named where it holds tables too"
+"""The files that this format needs, for a message."""
 SUFFIXES = (".txt", ".md", ".markdown", ".rst")
+"""Endings of files that are read as documents."""
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,9 @@ OTHER_RUNS = "; a run is such lines with blanks or tabs between the fields, or P
 """End of the message on a file that is neither, such as CSV or JSON."""
 
 QRELS_LINE = "query iteration document grade"
+"""The fields of a line of a qrels file."""
 RUN_LINE = "query Q0 document rank score system"
+"""The fields of a line of a run file."""
 
 
 def is_qrels_line(fields: Sequence[str]) -> bool:

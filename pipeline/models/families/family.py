@@ -29,6 +29,7 @@ Need = Literal["states", "tokens", "attention", "cut", "narrow", "serve"]
 keys and values, layers that can be left out, feed-forward units that can be left out, an export."""
 
 EVERYTHING: frozenset[Need] = frozenset(("states", "tokens", "attention", "cut", "narrow", "serve"))
+"""All that a family may offer."""
 
 
 def same(states: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from pipeline.tokens import PairTemplate
 Ints = NDArray[np.int64]
 
 TOKENISE_BATCH = 1024
+"""Texts that are tokenised at once."""
 
 SAMPLED = ("negative", "unjudged", "mined")
 """Sources of pairs whose grade 0 nobody gave; see `pipeline.data.candidates`."""

@@ -39,6 +39,7 @@ MEETING = timedelta(minutes=10)
 """The longest wait for a process that is alive and has not said yet what it was started with."""
 
 RESUME = "When that is mended, start the same command on all machines again: it goes on from the last checkpoint"
+"""The end of each message that ends a shared training."""
 
 SHOWN = 5
 """Number of differences that a message names."""

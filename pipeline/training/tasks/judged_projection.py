@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 BATCH = 256
 """Pairs of a step; as many further documents are contrasted with all of them."""
 STEPS = 1500
+"""Steps of a training, whatever the number of pairs is."""
 LOOP = LoopConfig(learning_rate=2e-3, evaluations=0, precision="fp32", weight_decay=0.0)
+"""The loop of a training, but for its seed and its epochs."""
 
 
 @dataclass(frozen=True, slots=True)

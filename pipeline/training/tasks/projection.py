@@ -42,6 +42,7 @@ BATCH = 512
 """Documents of a step, each with a excerpt."""
 
 STEPS = 1600
+"""Steps of a training, whatever the number of texts is."""
 
 TIME_SHARE = 0.4
 """Share of the encoder's `loop.max_seconds` that the projection may take."""
@@ -53,8 +54,10 @@ TRIAL = 128
 """Documents whose vectors tell how many others can be read in the time."""
 
 LOOP = LoopConfig(learning_rate=1e-3, evaluations=0, precision="fp32", weight_decay=0.0)
+"""The loop of a training, but for its seed and its epochs."""
 
 NEAREST = 10
+"""Documents of a query by which the projection is judged."""
 
 
 def fit(model: BiEncoder, data: Artifact, config: EncoderConfig, checkpoint: Path) -> dict[str, float]:

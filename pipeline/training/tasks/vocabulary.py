@@ -25,6 +25,7 @@ ALPHABET_SHARE = 0.75
 """The largest share of single characters in a WordPiece vocabulary; rarer ones become [UNK]."""
 
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+"""Special tokens of BERT in the order of their ids."""
 ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 """Special tokens in the order of their ids; the first four ids are RoBERTa's, whose mask is the last of all."""
 

@@ -3,6 +3,7 @@
 Scores and speed are those of the engine that serves, at a chosen precision.
 """
 
+import itertools
 import json
 import statistics
 import time
@@ -20,7 +21,8 @@ from serving.runtime.engine import Engine
 SCORES = Stage(
     "scores", version=1, inputs={"ranker": "bundle", "data": "data", "pool": ("pool", "pairs")}, title="exported scores"
 )
-SPEEDS = Stage("speeds", version=1, inputs={"rankers": "bundle", "data": "data", "pool": ("pool", "pairs")})
+# Version 2: rankers of one shape have one speed.
+SPEEDS = Stage("speeds", version=2, inputs={"rankers": "bundle", "data": "data", "pool": ("pool", "pairs")})
 
 SPEED_PAIRS = 128
 """Pairs that each ranker scores in one turn."""
@@ -68,8 +70,8 @@ def speeds(
 ) -> Artifact:
     """The `speeds` artifact: speeds.json, bundle fingerprint → precision → pairs per second of one core.
 
-    The rankers take turns on the same pairs of the valid split, so that a busy machine slows all of them alike; the
-    median of the turns counts. Tokenising is part of it.
+    The rankers take turns on the same pairs of the valid split, so that a busy machine slows all of them alike.
+    Rankers whose weights alone differ have one speed: the median of the turns of all of them. Tokenising is part of it.
 
     Raises:
         ConfigError: a bundle lacks one of the precisions.
@@ -93,16 +95,29 @@ def speeds(
                     seconds = max(time.process_time() - began, 1e-9)
                     rates[key].append(sum(len(item.rows) for item in lists) / seconds)
                     advance(1)
-        table: dict[str, dict[str, float]] = {}
-        for (fingerprint, precision), turns in rates.items():
-            table.setdefault(fingerprint, {})[precision] = round(statistics.median(turns), 1)
-            engines[fingerprint, precision].close()
+        for engine in engines.values():
+            engine.close()
+        turns: dict[str, list[float]] = {}
+        for ranker, precision in itertools.product(rankers, precisions):
+            turns.setdefault(_shape(ranker, precision), []).extend(rates[ranker.fingerprint, precision])
+        median = {shape: round(statistics.median(each), 1) for shape, each in turns.items()}
+        table = {
+            ranker.fingerprint: {precision: median[_shape(ranker, precision)] for precision in precisions}
+            for ranker in rankers
+        }
         disk.write_atomically(staging.folder / "speeds.json", json.dumps(table, indent=1) + "\n", json.loads)
         return {"pairs": sum(len(item.rows) for item in lists), "turns": TURNS}
 
     inputs: dict[str, Artifact | str] = {"data": data, "pool": pool}
     inputs |= {f"ranker {number}": ranker for number, ranker in enumerate(rankers)}
     return SPEEDS.make(workspace, config={"precisions": list(precisions)}, inputs=inputs, build=build)
+
+
+def _shape(ranker: Artifact, precision: str) -> str:
+    """What the work of a bundle's model depends on: its graph's size, how it reads a pair, and its tokenizer."""
+    description = json.loads(ranker.file("bundle.json").read_text(encoding="utf-8"))
+    graph, tokenizer = description["precisions"][precision], ranker.manifest.files["tokenizer.json"].sha256
+    return json.dumps([precision, graph["bytes"], description["template"], tokenizer])
 
 
 @dataclass(frozen=True, slots=True)

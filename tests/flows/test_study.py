@@ -58,6 +58,16 @@ def test_each_way_has_a_row_in_each_precision(studied: tuple[Path, Artifact]) ->
     assert any(row["front"] for row in content["rows"].values())
 
 
+def test_rankers_of_one_shape_have_one_speed(studied: tuple[Path, Artifact]) -> None:
+    """So that no row is on the front for the noise of measuring it."""
+    _, artifact = studied
+    rows = study.read(artifact)["rows"]
+    for suffix in ("", " int8"):
+        speeds = {name: rows[f"{name}{suffix}"]["speed"] for name in ("plain", "distilled", "depth-1", "one loss less")}
+        assert speeds["plain"] == speeds["distilled"]
+        assert len(set(speeds.values())) == 3  # Another depth, or another number of tokens, is another shape.
+
+
 def manifests(workspace: Path, kind: str) -> list[dict[str, Any]]:
     paths = sorted((workspace / "artifacts" / kind).glob("*/manifest.json"))
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]

@@ -114,7 +114,7 @@ def speeds(
 
 
 def _shape(ranker: Artifact, precision: str) -> str:
-    """What the work of a bundle's model depends on: its graph's size, how it reads a pair, and its tokenizer."""
+    """The facts that a model's work depends on: its graph's size, how it reads a pair, and its tokenizer."""
     description = json.loads(ranker.file("bundle.json").read_text(encoding="utf-8"))
     graph, tokenizer = description["precisions"][precision], ranker.manifest.files["tokenizer.json"].sha256
     return json.dumps([precision, graph["bytes"], description["template"], tokenizer])

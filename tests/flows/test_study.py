@@ -59,7 +59,7 @@ def test_each_way_has_a_row_in_each_precision(studied: tuple[Path, Artifact]) ->
 
 
 def test_rankers_of_one_shape_have_one_speed(studied: tuple[Path, Artifact]) -> None:
-    """So that no row is on the front for the noise of measuring it."""
+    """The noise of measuring puts no row on the front."""
     _, artifact = studied
     rows = study.read(artifact)["rows"]
     for suffix in ("", " int8"):

@@ -11,7 +11,7 @@ from serving.api.direct_route import DirectRoute
 from serving.api.json_io import request_schema
 from serving.api.request import RequestContext
 from serving.api.schemas import ERROR_ANSWERS, ClientShape, RequestBody
-from serving.api.search import Filters, Value, check_query_length
+from serving.api.search_request import Filters, Value, check_query_length
 from serving.errors import BodyTooLargeError
 from serving.scoring import shard_candidates
 from serving.scoring.shard_answer import CandidatesAnswer

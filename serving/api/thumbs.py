@@ -18,7 +18,7 @@ from serving.api.document import MAX_ID_CHARS
 from serving.api.json_io import request_schema
 from serving.api.request import RequestContext
 from serving.api.schemas import ERROR_ANSWERS, ClientShape, RequestBody
-from serving.api.search import Release
+from serving.api.search_request import Release
 from serving.errors import InvalidRequestError, NotFoundError
 
 MAX_QUERY_CHARS = 2000

@@ -14,7 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serving.api import app as apps
-from serving.api import candidates, cohere_embed, embeddings, rerank_request, search
+from serving.api import candidates, cohere_embed, embeddings, rerank_request, search_request
 from serving.api.schemas import ClientShape, RequestBody
 from serving.rollout.lifecycle import Lifecycle
 from tests.serving.patience import patient
@@ -218,7 +218,7 @@ BASES: dict[type[RequestBody], tuple[str, dict[str, Any]]] = {
     embeddings.EmbeddingsRequest: ("/v1/embeddings", {"input": "a"}),
     embeddings.EmbedRequest: ("/embed", {"inputs": "a"}),
     cohere_embed.CohereEmbedRequest: ("/v2/embed", {"texts": ["a"]}),
-    search.SearchRequest: ("/search", {"query": "a"}),
+    search_request.SearchRequest: ("/search", {"query": "a"}),
     candidates.CandidatesRequest: ("/candidates", {"query": "a"}),
 }
 """A path and the smallest body that it answers, for each request with a number or a refused field."""

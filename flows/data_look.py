@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flows import data_advice
 from flows import sources as named
 from flows.languages import language
+from flows.source_columns import with_columns
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.secrets import hide_passwords
 from pipeline.text import counted
@@ -146,11 +147,9 @@ def _collection(
 
     path = named.absolute(path)
     if named.is_recipe(path):
-        sources = [
-            named.with_columns(source, None) for source in named.of_any_data(path, columns=columns, labels=labels)
-        ]
+        sources = [with_columns(source, None) for source in named.of_any_data(path, columns=columns, labels=labels)]
     else:
-        sources = [named.with_columns(SourceConfig(path=path, columns=columns, labels=labels), "judgments")]
+        sources = [with_columns(SourceConfig(path=path, columns=columns, labels=labels), "judgments")]
     read = [short_logs.fitted(source, Path()) for source in sources]
     collections = judgments.by_name([source for _, source in read])
     if len(collections) != 1:

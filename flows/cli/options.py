@@ -65,7 +65,7 @@ def any_data(
 
     Raises:
         ConfigError: an option is not written as it must be.
-        SchemaError: see `sources.with_columns`.
+        SchemaError: see `source_columns.with_columns`.
     """
     from flows import sources
     from pipeline.data.formats import option_text

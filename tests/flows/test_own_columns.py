@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flows import init, quickstart, sources
+from flows import init, quickstart, source_columns, sources
 from flows.cli import data
 from flows.ready_made import ReadyMadeModels
 from pipeline.config import SourceConfig
@@ -100,7 +100,7 @@ def test_a_quickstart_asks_for_what_documents_need_and_leaves_nothing(tmp_path: 
 
 def test_the_documents_of_a_quickstart_need_no_judgments_where_a_column_looks_like_grades(tmp_path: Path) -> None:
     items = table(tmp_path / "items.csv", "id,name,description,rating,keywords", "a1,Red knife,sharp,5,knife")
-    mapped = sources.with_columns(SourceConfig(path=items), "documents")
+    mapped = source_columns.with_columns(SourceConfig(path=items), "documents")
     assert mapped.columns == {"doc_id": "id", "title": "name", "text": "description"}
     assert readers.read(mapped, Path()).judgments.num_rows == 0
 
@@ -113,7 +113,7 @@ def test_a_database_is_asked_for_in_the_same_way(tmp_path: Path, contents: Conte
     connection.close()
     url = f"sqlite:///{tmp_path}/shop.db?table=rated"
     with pytest.raises(SchemaError, match=r"item \(a knife\), verdict \(2\)") as raised:
-        sources.with_columns(SourceConfig(path=url), contents)
+        source_columns.with_columns(SourceConfig(path=url), contents)
     assert typed(str(raised.value))["title"] == "COLUMN"
     assert "recipe" not in str(raised.value)
     assert "first line" not in str(raised.value)
@@ -153,7 +153,7 @@ def test_a_json_column_that_only_a_late_line_has_may_be_mapped(tmp_path: Path) -
     lines = '{"sku": "a", "label": "Red knife"}\n' * 1200 + '{"sku": "b", "label": "x", "blurb": "long"}\n'
     (tmp_path / "items.jsonl").write_text(lines, encoding="utf-8")
     source = SourceConfig(path=str(tmp_path / "items.jsonl"), columns={"title": "label", "text": "blurb"})
-    mapped = sources.with_columns(source, "documents")
+    mapped = source_columns.with_columns(source, "documents")
     assert readers.read(mapped, Path()).documents["text"].to_pylist() == ["", "long"]
 
 
@@ -232,7 +232,7 @@ def test_a_guess_names_the_columns_that_it_does_not_read(
 ) -> None:
     file = table(tmp_path / "own.csv", names, "1,a knife,cuts bread")
     with caplog.at_level("INFO"):
-        sources.with_columns(SourceConfig(path=file), "documents")
+        source_columns.with_columns(SourceConfig(path=file), "documents")
     assert caplog.messages[0].endswith(f"; --columns names others{unread}")
 
 

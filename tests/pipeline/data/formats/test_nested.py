@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flows import source_columns
 from flows import sources as named
 from pipeline.config import SourceConfig
 from pipeline.data import sources
@@ -72,7 +73,7 @@ def test_an_object_may_be_kept_as_a_column(tmp_path: Path, name: str) -> None:
 
 def test_an_absent_path_is_named_with_the_nearest_one(tmp_path: Path, name: str) -> None:
     file = write(tmp_path / name, ROWS)
-    for read in (lambda config: sources.read(config, Path()), lambda config: named.with_columns(config, None)):
+    for read in (lambda config: sources.read(config, Path()), lambda config: source_columns.with_columns(config, None)):
         with pytest.raises(SchemaError, match=r"'product\.titel'") as refused:
             read(SourceConfig(path=str(file), columns={"query": "query", "title": "product.titel"}))
         assert "did you mean 'product.title' in place of 'product.titel'?" in str(refused.value)

@@ -90,7 +90,8 @@ def look(path: str, columns: Mapping[str, str] | None = None, labels: Mapping[st
     import pandas as pd
 
     from pipeline.config import SourceConfig
-    from pipeline.data import check, validation
+    from pipeline.data import validation
+    from pipeline.data.checks import text_lengths
     from pipeline.schema import CLICK
 
     configs, read = _collection(path, columns or {}, labels or {})
@@ -105,7 +106,7 @@ def look(path: str, columns: Mapping[str, str] | None = None, labels: Mapping[st
         "title": read.documents["title"],
         "text": read.documents["text"],
     }
-    lengths = {name: check.estimate_tokens(column).to_numpy() for name, column in texts.items()}
+    lengths = {name: text_lengths.estimate_tokens(column).to_numpy() for name, column in texts.items()}
     query_tokens = _most(lengths["query"])
     lowest, highest = int(rows["grade"].min()), int(rows["grade"].max())
     graded = [source for source in written if "grade" in source.get("columns", {})]

@@ -37,8 +37,8 @@ def data_check(
     Rows that a recipe drops (data.faulty_rows = "drop") or merges (data.conflicts = "max" or "mean") are listed only.
     """
     from flows import sources
-    from pipeline.data import check
     from pipeline.data import sources as reader
+    from pipeline.data.checks import check, check_tables
     from pipeline.data.clicks import short_logs
     from pipeline.text import counted
 
@@ -49,7 +49,7 @@ def data_check(
     if as_json:
         show(reports[0].to_dict() if len(reports) == 1 else [report.to_dict() for report in reports], as_json)
     for report in () if as_json else reports:
-        console().print(check.render(report))
+        console().print(check_tables.render(report))
     if not as_json and (note := check.test_queries(reports, recipe.data, recipe.gate)):
         console().print(note)
     merged = sum(report.conflicts for report in reports) if recipe.data.conflicts != "error" else 0

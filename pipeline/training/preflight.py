@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from pipeline import machine_memory
 from pipeline.artifacts import Artifact
 from pipeline.config import GateConfig, RankerConfig, Recipe
-from pipeline.data.check import few_test_queries
+from pipeline.data.checks.check import few_test_queries
 from pipeline.errors import ConfigError, MissingError, SchemaError
 from pipeline.machine_memory import MemoryLimit
 from pipeline.models import base_models, model_files, model_folders, tokenizers

@@ -21,8 +21,9 @@ from flows.built_in_recipes import RECIPES
 from flows.cli.command import app
 from pipeline import recipe as recipes
 from pipeline.config import SourceConfig
-from pipeline.data import check, convert
+from pipeline.data import convert
 from pipeline.data import sources as readers
+from pipeline.data.checks import check, check_tables
 from pipeline.data.clicks import short_logs
 from pipeline.data.formats import option_text
 from pipeline.errors import ConfigError, InputError, SchemaError
@@ -206,7 +207,7 @@ def test_a_short_click_log_is_checked_and_converted_by_the_same_evidence(tmp_pat
     (report,) = check.examine_all([named], Path(), short_logs.read)
     assert (report.judgments, report.clicks[0]["min_examined"]) == (seen.judgments, 3.0)
     shown = io.StringIO()
-    Console(file=shown, width=140).print(check.render(report))
+    Console(file=shown, width=140).print(check_tables.render(report))
     assert re.search(r"examined impressions that a judged pair needs +3", shown.getvalue())
     out = convert.convert(log, "auto", tmp_path / "out", named.columns)
     assert readers.read(SourceConfig(path=str(out)), Path()).judgments.num_rows == seen.judgments

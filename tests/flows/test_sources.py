@@ -12,7 +12,7 @@ from flows import report as reporting
 from flows import sources
 from pipeline.artifacts import Artifact
 from pipeline.config import ComputeConfig, SourceConfig
-from pipeline.data import check
+from pipeline.data.checks import check
 from pipeline.data.formats import sql
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.releases import Releases

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import DataConfig, SourceConfig
-from pipeline.data import check, convert, judgments, sources, validation
+from pipeline.data import convert, judgments, sources, validation
+from pipeline.data.checks import check
 from pipeline.errors import ConfigError, InputError, MissingError, SchemaError
 
 LONG = 1_000_001

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import DataConfig, SourceConfig
-from pipeline.data import check, convert, corpus, judgments, sources
+from pipeline.data import convert, corpus, judgments, sources
+from pipeline.data.checks import check
 from pipeline.errors import InputError, MissingError, SchemaError
 
 DOCUMENTS = '{"_id": "d1", "title": "a", "text": "b"}\n{"_id": "d2", "title": "c", "text": "d"}\n'

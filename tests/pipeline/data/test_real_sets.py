@@ -7,7 +7,8 @@ import pytest
 
 from pipeline import schema, text
 from pipeline.config import DataConfig, SourceConfig
-from pipeline.data import check, judgments
+from pipeline.data import judgments
+from pipeline.data.checks import check
 from pipeline.errors import SchemaError
 
 pytestmark = pytest.mark.data

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import DataConfig, SourceConfig
-from pipeline.data import check, convert, judgments, sources
+from pipeline.data import convert, judgments, sources
+from pipeline.data.checks import check
 from pipeline.data.formats import option_text
 from pipeline.errors import ConfigError, InputError, SchemaError
 

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from pipeline.config import DataConfig, SourceConfig
-from pipeline.data import check, judgments, sources, validation
+from pipeline.data import judgments, sources, validation
+from pipeline.data.checks import check
 from pipeline.errors import SchemaError
 
 COLUMNS = {"query": "query", "title": "title", "grade": "grade"}

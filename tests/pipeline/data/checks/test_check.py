@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from pipeline.data import check
+from pipeline.data.checks import check, check_tables, text_lengths
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_counts_and_what_is_odd(shop: Path) -> None:
         "test": {"queries": 1, "judgments": 1},
         "none": {"queries": 2, "judgments": 3},
     }
-    assert report.list_lengths == check.Distribution(1, 1.5, 1.75, 2.85, 3)
+    assert report.list_lengths == text_lengths.Distribution(1, 1.5, 1.75, 2.85, 3)
     assert report.one_grade_queries == 3
     assert {name: (notice.count, notice.examples) for name, notice in report.noticed.items()} == {
         "queries of one character": (1, ("鞋",)),
@@ -76,19 +76,19 @@ def test_counts_and_what_is_odd(shop: Path) -> None:
     ],
 )
 def test_tokens_are_estimated_by_script(text: str, tokens: float) -> None:
-    assert check.estimate_tokens(pa.chunked_array([[text]])).to_pylist() == [pytest.approx(tokens)]
+    assert text_lengths.estimate_tokens(pa.chunked_array([[text]])).to_pylist() == [pytest.approx(tokens)]
 
 
 def test_a_spread_is_that_of_numpy() -> None:
     values = np.random.default_rng(1).random(1000) * 1000
-    spread = check.distribution(values)
+    spread = text_lengths.distribution(values)
     assert spread is not None
     assert (spread.least, spread.median, spread.most) == pytest.approx(
         (values.min(), np.median(values), values.max()), abs=0.01
     )
     assert spread.mean == pytest.approx(values.mean(), abs=0.01)
     assert (values <= spread.most_95).mean() == pytest.approx(0.95, abs=0.01)
-    assert check.distribution([]) is None
+    assert text_lengths.distribution([]) is None
 
 
 def test_the_report_is_plain_for_json_and_readable_on_a_terminal(shop: Path) -> None:
@@ -106,7 +106,7 @@ def test_the_report_is_plain_for_json_and_readable_on_a_terminal(shop: Path) -> 
         }
     ]
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(check.render(report))
+    console.print(check_tables.render(report))
     console.file.close()
     shown = console.export_text()
     for words in ("judged queries", "4", "鞋", "doc_id '[red]nothing[/red]' is not among", "estimated"):
@@ -118,4 +118,4 @@ def test_documents_alone_can_be_checked(shop: Path) -> None:
     (shop / "queries.parquet").unlink()
     report = check.examine(shop)
     assert (report.documents, report.judgments, report.list_lengths) == (4, 0, None)
-    assert check.render(report)
+    assert check_tables.render(report)

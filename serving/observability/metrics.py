@@ -228,7 +228,7 @@ class _StateMetrics:
             for name, gauge in self._sizes.items():
                 gauge.labels(cache).set(getattr(counts, name))
         self._advance(self._swaps, "swaps", self._lifecycle.swaps)
-        self._advance(self._refusals, "refusals", self._lifecycle.refusals)
+        self._advance(self._refusals, "refusals", self._lifecycle.refusals.count)
         current = self._lifecycle.loaded
         if current is not None:
             models = current.models

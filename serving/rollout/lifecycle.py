@@ -13,18 +13,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.command_line import typed
-from pipeline.errors import RelevanceError
 from pipeline.releases import Releases
 from pipeline.surface_warnings import surface_warnings
 from pipeline.text import counted
 from serving.errors import NotFoundError, NotReadyError
 from serving.rollout import trials
-from serving.rollout.arrival import RETRY_S, FolderStamp, check_complete, folder_stamp, may_pass
+from serving.rollout.arrival import RETRY_S, check_complete
+from serving.rollout.refusals import Refusal, Refusals
 from serving.rollout.traffic import Rollout
 from serving.runtime.processor import has_cuda, runners
 from serving.runtime.scheduler import Scheduler
@@ -53,16 +53,6 @@ class HeldRelease:
     roles: tuple[Role, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A release that was not taken."""
-
-    release: str
-    reason: str
-    when: str
-    """UTC."""
-
-
 class Lifecycle:
     """The release that answers now, those kept and those on trial, and the thread that keeps all up to date."""
 
@@ -77,10 +67,8 @@ class Lifecycle:
         """Asks the services that hold the documents; None where the releases hold them."""
         self.rollout = Rollout(settings, self.scheduler)
         self.releases = Releases(settings.workspace)
-        self.refused: Refusal | None = None
-        """The last release that was refused, until another one is taken."""
+        self.refusals = Refusals(self._folder)
         self.swaps = 0
-        self.refusals = 0
         self._load = load or self._open
         self._current: Searcher | None = None
         self._held: dict[str, Searcher] = {}
@@ -91,14 +79,6 @@ class Lifecycle:
         """Fingerprint of the release that the settings name for comparison."""
         self._polling = threading.RLock()
         self._seen: trials.Stamp | None = None
-        self._again: float | None = None
-        """When to try the refused release again."""
-        self._pause_s = settings.poll_s
-        """Seconds between the last two looks for the shards of a release that waits for them."""
-        self._refused_files: FolderStamp = ()
-        """The files of the refused release when it was refused."""
-        self._latest_files: FolderStamp = ()
-        """Its files at the last poll."""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -120,6 +100,11 @@ class Lifecycle:
             listing = typed("releases list", self.settings.workspace)
             raise NotReadyError(f"no release is loaded yet{why}; `{listing}` shows those that there are")
         return current
+
+    @property
+    def refused(self) -> Refusal | None:
+        """The last release that was refused, until another one is taken."""
+        return self.refusals.last
 
     @property
     def kept(self) -> list[str]:
@@ -189,7 +174,7 @@ class Lifecycle:
             if self.settings.release != "live":
                 raise
             first = self._previous(error)
-            self._refuse(name, error, kept=first)
+            self.refusals.refuse(name, error, kept=first)
         self._current = first
         self._held = {first.release: first}
         if self.settings.compare:
@@ -240,23 +225,24 @@ class Lifecycle:
         }
 
     def _follow_pointer(self) -> None:
-        again = self._retry_is_due()
+        again = self.refusals.retry_is_due()
         while (stamp := self._stamp()) is not None and (stamp != self._seen or again):
             again = False
-            self._seen, self._again = stamp, None
+            self._seen = stamp
+            self.refusals.retry_at = None
             name = "live"
             try:
                 name = self.releases.resolve("live")
                 if self._current is not None and name == self._current.release:
-                    self.refused = None
+                    self.refusals.last = None
                     return
                 fresh = self._searcher(name)
                 reason = self._shards_behind(fresh)
             except Exception as error:
-                self._refuse(name, error, kept=self._current)
+                self.refusals.refuse(name, error, kept=self._current)
                 continue
             if reason:
-                self._wait_for_shards(name, reason)
+                self.refusals.wait(name, reason, kept=self._current, poll_s=self.settings.poll_s)
                 continue
             if self._stamp() != stamp:
                 continue  # The pointer moved while this release was loading, perhaps away from it.
@@ -279,51 +265,15 @@ class Lifecycle:
             f"is taken within {RETRY_S:.0f} s once no fewer do ({first.shard}: {first.reason})"
         )
 
-    def _wait_for_shards(self, name: str, reason: str) -> None:
-        """Refuses a release until its shards are there; logs that once, and looks again after pauses that double."""
-        if self.refused is None or self.refused.release != name:
-            self._refuse(name, NotReadyError(reason), kept=self._current)
-            self._pause_s = self.settings.poll_s
-        else:
-            self.refused = replace(self.refused, reason=reason)
-            self._pause_s = min(2 * self._pause_s, RETRY_S)
-        self._again = time.monotonic() + self._pause_s
-
-    def _retry_is_due(self) -> bool:
-        """Whether to try the refused release again: some time after a passing reason, or when its files have changed.
-
-        A pointer may arrive before the files that it names (rsync, NFS). Files that change between two polls are still
-        arriving, so the release is tried when two polls in a row see the same.
-        """
-        if self._again is not None and time.monotonic() >= self._again:
-            return True
-        if self.refused is None:
-            return False
-        files = folder_stamp(self._folder(self.refused.release))
-        settled, self._latest_files = files == self._latest_files, files
-        return settled and files != self._refused_files
-
     def _swap(self, fresh: Searcher) -> None:
-        old, self._current, self.refused = self._current, fresh, None
+        old, self._current = self._current, fresh
+        self.refusals.last = None
         self.swaps += 1
         self._held[fresh.release] = fresh
         before = ([old.release] if old else []) + self._before
         predecessors = [name for name in dict.fromkeys(before) if name != fresh.release]
         self._before = predecessors[: self.settings.kept_releases]
         self._let_go()
-
-    def _refuse(self, name: str, error: Exception, *, kept: Searcher | None) -> None:
-        expected = isinstance(error, RelevanceError)
-        reason = str(error) if expected else f"{type(error).__name__}: {error}"
-        self.refused = Refusal(name, reason, trials.now())
-        self.refusals += 1
-        self._refused_files = self._latest_files = folder_stamp(self._folder(name))
-        if may_pass(error):
-            self._again = time.monotonic() + RETRY_S
-        goes_on = kept.release[:12] if kept else "none"
-        log.error(
-            "release %s: refused, %s goes on: %s", name[:12], goes_on, reason, exc_info=None if expected else error
-        )
 
     def _previous(self, error: Exception) -> Searcher:
         """The release that was live before, in place of one that raised `error`; raises that when there is none."""

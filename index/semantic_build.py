@@ -70,15 +70,10 @@ def make(
         ArtifactError: the vectors cannot be read, or the index could not be written.
         ConfigError: no type of index keeps the contract.
     """
-    settings: dict[str, float | str]
-    settings = {"flat_below": config.flat_below, "nprobe": config.nprobe, "seed": config.seed}
+    settings = _settings(config, vectors)
     inputs: dict[str, Artifact | str] = {"vectors": vectors}
-    promised = contract.settings(config)
-    if promised:
-        settings = {"flat_below": config.flat_below, "seed": config.seed, **promised}
-        inputs |= {"queries": queries.key} if queries else {}
-    if field := vectors.manifest.config.get("field"):
-        settings |= {"field": field}
+    if queries and contract.settings(config):
+        inputs["queries"] = queries.key
 
     def build(staging: Staging) -> Mapping[str, Any]:
         digest = str(vectors.manifest.config["encoder_digest"])
@@ -115,6 +110,14 @@ def make(
         }
 
     return STAGE.make(workspace, config=settings, inputs=inputs, build=build)
+
+
+def _settings(config: IndexConfig, vectors: Artifact) -> dict[str, float | str]:
+    """The values that are part of the fingerprint."""
+    settings: dict[str, float | str] = {"flat_below": config.flat_below, "seed": config.seed}
+    settings |= contract.settings(config) or {"nprobe": config.nprobe}
+    field = vectors.manifest.config.get("field")
+    return settings | {"field": field} if field else settings
 
 
 def _by_vector(config: IndexConfig, passages: float) -> IndexConfig:

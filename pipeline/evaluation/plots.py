@@ -140,17 +140,19 @@ def lines(
         path = " ".join(
             f"{position:.2f},{height(values[point])}" for position, point in zip(positions, points, strict=True)
         )
-        parts.append(
-            Markup(
-                '<polyline points="{1}" fill="none" stroke="currentColor" stroke-width="0.5" stroke-dasharray="{0}"/>'
-                '<line x1="83" x2="90" y1="{2}" y2="{2}" stroke="currentColor" stroke-width="0.5" '
-                'stroke-dasharray="{0}"/>'
-                '<text x="91" y="{3}">{4}</text>'
-            ).format("none" if number == 0 else f"{number} 1", path, 75 + 5 * number, 76 + 5 * number, name)
-        )
+        parts.append(_curve(number, name, path))
     return Markup(
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="-5 0 140 100" font-size="3" role="img">{}</svg>'
     ).format(Markup("").join(parts))
+
+
+def _curve(number: int, name: str, path: str) -> Markup:
+    """A curve and its line in the legend; the first is solid, each other one has its own dashes."""
+    return Markup(
+        '<polyline points="{1}" fill="none" stroke="currentColor" stroke-width="0.5" stroke-dasharray="{0}"/>'
+        '<line x1="83" x2="90" y1="{2}" y2="{2}" stroke="currentColor" stroke-width="0.5" stroke-dasharray="{0}"/>'
+        '<text x="91" y="{3}">{4}</text>'
+    ).format("none" if number == 0 else f"{number} 1", path, 75 + 5 * number, 76 + 5 * number, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +176,23 @@ class Axes:
     rule_name: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Plane:
+    """The area of a scatter plot: logarithmic across, linear upwards."""
+
+    across: AxisScale
+    """The scale of the logarithms to base 10."""
+    up: AxisScale
+
+    def left(self, x: float) -> float:
+        """The horizontal position of a value in the SVG."""
+        return round(10 + 0.72 * self.across.position(math.log10(x)), 2)
+
+    def height(self, y: float) -> float:
+        """The vertical position of a value in the SVG, from the top."""
+        return round(88 - 0.8 * self.up.position(y), 2)
+
+
 def scatter(points: Sequence[Point], axes: Axes) -> Markup:
     """Draws numbered points over a logarithmic horizontal axis, with a legend at the right.
 
@@ -183,50 +202,54 @@ def scatter(points: Sequence[Point], axes: Axes) -> Markup:
         points: (x, y) of each point, at least one; x above 0.
         axes: labels, and the horizontal line.
     """
-    across = AxisScale.over([math.log10(point.x) for point in points], 0.1)
-    up = AxisScale.over([axes.rule, *(point.y for point in points)], 0.005)
-
-    def left(x: float) -> float:
-        return round(10 + 0.72 * across.position(math.log10(x)), 2)
-
-    def height(y: float) -> float:
-        return round(88 - 0.8 * up.position(y), 2)
-
-    parts = [
-        Markup('<text x="9" y="{}" text-anchor="end">{:.3f}</text>').format(height(value) + 1, value)
-        for value in up.ticks()
-    ]
-    parts += [
-        Markup('<text x="{}" y="93" text-anchor="middle">{}</text>').format(left(value), f"{value:,.10g}")
-        for value in logarithmic_ticks(10**across.low, 10**across.high)
-    ]
-    parts.append(
-        Markup(
-            '<text x="46" y="98" text-anchor="middle">{0}</text><text x="10" y="5">{1}</text>'
-            '<line x1="10" x2="82" y1="{2}" y2="{2}" stroke="currentColor" stroke-width="0.2"/>'
-            '<text x="83" y="{3}">{4}</text>'
-        ).format(axes.x, axes.y, height(axes.rule), height(axes.rule) + 1, axes.rule_name)
+    plane = _Plane(
+        AxisScale.over([math.log10(point.x) for point in points], 0.1),
+        AxisScale.over([axes.rule, *(point.y for point in points)], 0.005),
     )
+    parts = _drawn_axes(axes, plane)
     marked = sorted((point for point in points if point.marked), key=lambda point: point.x)
-    path = " ".join(f"{left(point.x)},{height(point.y)}" for point in marked)
+    path = " ".join(f"{plane.left(point.x)},{plane.height(point.y)}" for point in marked)
     parts.append(Markup('<polyline points="{}" fill="none" stroke="currentColor" stroke-width="0.4"/>').format(path))
-    for number, point in enumerate(sorted(points, key=lambda point: -point.y), start=1):
-        parts.append(
-            Markup(
-                '<circle cx="{0}" cy="{1}" r="1" stroke="currentColor" stroke-width="0.3" fill="{2}"/>'
-                '<text x="{3}" y="{4}" font-size="2.2">{5}</text><text x="95" y="{6}" font-size="2.2">{5} {7}</text>'
-            ).format(
-                left(point.x),
-                height(point.y),
-                "currentColor" if point.marked else "none",
-                left(point.x) + 1.3,
-                height(point.y) - 1.0,
-                number,
-                4 + 3 * number,
-                point.name,
-            )
-        )
+    ranked = sorted(points, key=lambda point: -point.y)
+    parts += [_drawn_point(point, number, plane) for number, point in enumerate(ranked, start=1)]
     tall = max(100, 8 + 3 * len(points))
     return Markup(
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="-5 0 140 {}" font-size="3" role="img">{}</svg>'
     ).format(tall, Markup("").join(parts))
+
+
+def _drawn_axes(axes: Axes, plane: _Plane) -> list[Markup]:
+    """The values and names of both axes, and the horizontal line."""
+    upwards = [
+        Markup('<text x="9" y="{}" text-anchor="end">{:.3f}</text>').format(plane.height(value) + 1, value)
+        for value in plane.up.ticks()
+    ]
+    across = [
+        Markup('<text x="{}" y="93" text-anchor="middle">{}</text>').format(plane.left(value), f"{value:,.10g}")
+        for value in logarithmic_ticks(10**plane.across.low, 10**plane.across.high)
+    ]
+    height = plane.height(axes.rule)
+    rule = Markup(
+        '<text x="46" y="98" text-anchor="middle">{0}</text><text x="10" y="5">{1}</text>'
+        '<line x1="10" x2="82" y1="{2}" y2="{2}" stroke="currentColor" stroke-width="0.2"/>'
+        '<text x="83" y="{3}">{4}</text>'
+    ).format(axes.x, axes.y, height, height + 1, axes.rule_name)
+    return [*upwards, *across, rule]
+
+
+def _drawn_point(point: Point, number: int, plane: _Plane) -> Markup:
+    """A point with its number, and its line in the legend."""
+    left, height = plane.left(point.x), plane.height(point.y)
+    return Markup(
+        '<circle cx="{0}" cy="{1}" r="1" stroke="currentColor" stroke-width="0.3" fill="{2}"/>'
+        '<text x="{3}" y="{4}" font-size="2.2">{5}</text><text x="95" y="{6}" font-size="2.2">{5} {7}</text>'
+    ).format(
+        left,
+        height,
+        "currentColor" if point.marked else "none",
+        left + 1.3,
+        height - 1.0,
+        number,
+        4 + 3 * number,
+        point.name,
+    )

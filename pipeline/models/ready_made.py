@@ -56,40 +56,57 @@ def encoder(root: Path, options: ReadyMadeOptions | None = None) -> BiEncoder:
     tokenizer = tokenizers.load_tokenizer(path)
     model = load_body(path, body_config)
     _check_vocabulary(path, tokenizer, model)
-    settings = model_files.read_object(path / "sentence_bert_config.json")
-    if settings.get("do_lower_case") and tokenizer.tokenize("A") != tokenizer.tokenize("a"):
-        raise ConfigError(
-            f"{path / 'sentence_bert_config.json'}: do_lower_case is true and the tokenizer keeps capitals; set "
-            "do_lower_case in tokenizer_config.json and save the tokenizer again"
-        )
-    stated = model_files.value_of(settings, "max_seq_length", int, path / "sentence_bert_config.json")
-    limit = options.max_tokens or stated or 0
-    max_tokens = _max_tokens(limit, tokenizer, body_config)
+    stated = _stated_length(path / "sentence_bert_config.json", tokenizer)
+    max_tokens = _max_tokens(options.max_tokens or stated, tokenizer, body_config)
     *earlier, last = folder_format.read_layers(root, modules, int(body_config.hidden_size))
     template = tokenizers.text_template(tokenizer, max_tokens)
     query, document = options.query_prompt, options.document_prompt
     query = folder_format.read_prompt(root, "query") if query is None else query
     document = folder_format.read_prompt(root, "document") if document is None else document
-    if not modules.normalised:
-        log.info("encoder: its vectors have no unit length; ours do, which changes no cosine")
     head = Head(
         pooling=folder_format.read_pooling(root, modules),
         activation=last.activation,
         earlier=tuple(layer.activation for layer in earlier),
     )
-    similarity = model_files.read_object(root / "config_sentence_transformers.json").get("similarity_fn_name")
-    if not modules.normalised and similarity == "dot":
-        raise ConfigError(
-            f"{root}: compares vectors by their dot product, and they have no unit length; the vectors here have, so "
-            "the order would be another. Say cosine as similarity_fn_name in config_sentence_transformers.json to take "
-            "that"
-        )
+    if not modules.normalised:
+        _check_similarity(root)
     widths = _widths(root, options, body_config, last.linear.out_features)
     prompted = (replace(template, prompt=query), replace(template, prompt=document))
     layers = [layer.linear for layer in earlier]
     encoder = BiEncoder(model, tokenizer, last.linear, *prompted, widths, head, layers).eval()
     model_values.check_answers(root, len(tokenizer), encoder)
     return encoder
+
+
+def _stated_length(file: Path, tokenizer: Any) -> int:
+    """The maximum number of tokens that a sentence_bert_config.json states; 0 where it states none.
+
+    Raises:
+        ConfigError: the model reads texts in lower case, and the tokenizer keeps capitals.
+    """
+    settings = model_files.read_object(file)
+    if settings.get("do_lower_case") and tokenizer.tokenize("A") != tokenizer.tokenize("a"):
+        raise ConfigError(
+            f"{file}: do_lower_case is true and the tokenizer keeps capitals; set do_lower_case in "
+            "tokenizer_config.json and save the tokenizer again"
+        )
+    return model_files.value_of(settings, "max_seq_length", int, file) or 0
+
+
+def _check_similarity(root: Path) -> None:
+    """Checks that vectors which have no unit length in this folder rank alike once they have.
+
+    Raises:
+        ConfigError: the folder compares them by their dot product.
+    """
+    log.info("encoder: its vectors have no unit length; ours do, which changes no cosine")
+    similarity = model_files.read_object(root / "config_sentence_transformers.json").get("similarity_fn_name")
+    if similarity == "dot":
+        raise ConfigError(
+            f"{root}: compares vectors by their dot product, and they have no unit length; the vectors here have, so "
+            "the order would be another. Say cosine as similarity_fn_name in config_sentence_transformers.json to take "
+            "that"
+        )
 
 
 def ranker(root: Path, options: ReadyMadeOptions | None = None) -> CrossEncoder:

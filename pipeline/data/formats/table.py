@@ -123,16 +123,7 @@ def assemble(rows: pa.Table, config: SourceConfig, shown: str, locations: NameRo
         columns.setdefault("query_id", pa.chunked_array([tables.ids("q", columns["query"])]))
     if described:
         columns.setdefault("doc_id", pa.chunked_array([tables.ids("d", titles, texts)]))
-    if (graded or logged) and not {"query_id", "doc_id"} <= set(columns):
-        lacking = "query or query_id" if "query_id" not in columns else "title, text or doc_id"
-        what = "clicked" if logged else "a grade"
-        raise ConfigError(f"{shown}: columns maps {what}, but not {lacking}; it belongs to a query and a document")
-    if config.labels and not graded:
-        raise ConfigError(f"{shown}: labels give grades to words, but columns maps no grade; map its column too")
-    if not (graded or logged or queried or described):
-        raise ConfigError(
-            f"{shown}: columns maps {', '.join(sorted(names))}; map a query, a title or a text, and a grade"
-        )
+    _check_parts(names, columns, config, shown)
     tables_read: dict[str, Any] = {}
     named: dict[str, NameRows] = {"judgments": locations} if graded else {}
     if described:
@@ -154,6 +145,29 @@ def assemble(rows: pa.Table, config: SourceConfig, shown: str, locations: NameRo
         judged = weak_judgments.judge(pa.table({key: columns[key] for key in keys}), config, shown, locations)
         tables_read |= {"judgments": judged.judgments, "clicks": judged.stats}
     return Tables(**tables_read, locations=named)
+
+
+def _check_parts(names: set[str], columns: Collection[str], config: SourceConfig, shown: str) -> None:
+    """Checks that the mapped keys make tables of documents, queries or judgments.
+
+    Args:
+        names: the mapped keys.
+        columns: the mapped keys, and the ids that were made from their texts.
+
+    Raises:
+        ConfigError: they make no table, or judgments without a query or a document.
+    """
+    judged = {"grade", "clicked"} & names
+    if judged and not {"query_id", "doc_id"} <= set(columns):
+        lacking = "query or query_id" if "query_id" not in columns else "title, text or doc_id"
+        what = "clicked" if "clicked" in judged else "a grade"
+        raise ConfigError(f"{shown}: columns maps {what}, but not {lacking}; it belongs to a query and a document")
+    if config.labels and "grade" not in names:
+        raise ConfigError(f"{shown}: labels give grades to words, but columns maps no grade; map its column too")
+    if not judged and not names & {"query", "title", "text"}:
+        raise ConfigError(
+            f"{shown}: columns maps {', '.join(sorted(names))}; map a query, a title or a text, and a grade"
+        )
 
 
 def _graded(columns: Mapping[str, pa.ChunkedArray], config: SourceConfig, shown: str) -> dict[str, Any]:

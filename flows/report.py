@@ -175,11 +175,7 @@ def _of_release(
     recipe = recipes.parse(Recipe, opened.manifest.config)
     sources = _with_documents(sources, registry, opened)
     former = registry.open(baseline) if baseline else None
-    if split == "test" and all("ready_made" in release.metrics for release in (opened, former) if release is not None):
-        log.info("no model here learned from judgments, so all queries are judged")
-        split = "all"
-    elif split == "test":
-        log.info("judged are the test queries alone, which the recipe keeps from training; --all judges all")
+    split = _fair_split(split, [opened, former] if former else [opened])
     config = _by_rules(recipe.data if split == "test" else replace(recipe.data, splits="test"), rules)
     data = _judgments(sources, config, run)
     evaluation = replace(recipe.evaluation, clicks=clicks or recipe.evaluation.clicks)
@@ -209,6 +205,17 @@ def _of_release(
         ),
         stats=reports.ReportStats(measured=costs),
     )
+
+
+def _fair_split(split: Split, judged: Sequence[Artifact]) -> Split:
+    """The split to judge by; all queries in place of the test queries where no release learned from judgments."""
+    if split != "test":
+        return split
+    if all("ready_made" in release.metrics for release in judged):
+        log.info("no model here learned from judgments, so all queries are judged")
+        return "all"
+    log.info("judged are the test queries alone, which the recipe keeps from training; --all judges all")
+    return "test"
 
 
 def _of_run(

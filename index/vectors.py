@@ -117,9 +117,7 @@ def make(
         known = KnownVectors(shared.dimensions)
         known.reuse(previous, encoder.digest, set(digests))
         unknown = known.missing(digests)
-        for shard in _shards(staging.checkpoint):  # Vectors that an interrupted run left.
-            known.add(*shard)
-        resumed = unknown - known.missing(digests)
+        resumed = _resume(known, digests, staging.checkpoint)
 
         def read(numbers: npt.NDArray[np.int64]) -> Iterator[tuple[str, str]]:
             return texts.read(data, choice.field, plan.written[numbers])
@@ -195,6 +193,14 @@ def _counts(documents: VectorTexts, chosen: VectorTexts) -> dict[str, int]:
         _, passages = np.unique(chosen.documents, return_counts=True)
         counts |= {"passages": len(chosen.digests), "in_passages": int((passages > 1).sum())}
     return counts
+
+
+def _resume(known: KnownVectors, digests: Sequence[bytes], checkpoint: Path) -> int:
+    """Adds the vectors that an interrupted run left; returns the number of these digests whose vectors are new."""
+    unknown = known.missing(digests)
+    for shard in _shards(checkpoint):
+        known.add(*shard)
+    return unknown - known.missing(digests)
 
 
 def _embed_missing(

@@ -4,6 +4,11 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 LINE_S = 15.0
 """Seconds between lines where there is no terminal."""
@@ -22,6 +27,32 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} minutes"
 
 
+@dataclass(slots=True)
+class _Meter:
+    """The amount of work done, and its rate in this run."""
+
+    unit: str
+    done: float
+    """The amount that an earlier, interrupted run has done already."""
+    reached: float
+    note: str = ""
+    began: float = field(default_factory=time.monotonic)
+
+    def add(self, amount: float, note: str) -> None:
+        """Adds to the work done; an empty note keeps the last one."""
+        self.reached, self.note = self.reached + amount, note or self.note
+
+    def rate(self) -> float:
+        """Units per second."""
+        return (self.reached - self.done) / max(time.monotonic() - self.began, 1e-9)
+
+    def __str__(self) -> str:
+        """The rate and the last note."""
+        speed = self.rate()
+        text = f"{speed:,.1f}" if speed < 100 else f"{speed:,.0f}"
+        return f"{text} {self.unit}/s" + (f", {self.note}" if self.note else "")
+
+
 @contextmanager
 def bar(label: str, total: float, unit: str, done: float = 0.0) -> Iterator[Advance]:
     """Shows how much of `total` is done, the rate in `unit`/s of this run, and the time left.
@@ -33,43 +64,46 @@ def bar(label: str, total: float, unit: str, done: float = 0.0) -> Iterator[Adva
         done: what an earlier, interrupted run has done already.
     """
     from rich.console import Console
+
+    console, meter = Console(stderr=True), _Meter(unit, done, done)
+    with _live_bar(label, total, meter, console) if console.is_terminal else _lines(label, total, meter) as advance:
+        yield advance
+
+
+@contextmanager
+def _live_bar(label: str, total: float, meter: _Meter, console: "Console") -> Iterator[Advance]:
+    """A bar on a terminal."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
-    began = time.monotonic()
-    reached, all_units, shown, last_note = done, total, began, ""
+    columns = (TextColumn("{task.description:<28}"), BarColumn(24), TextColumn("{task.percentage:>3.0f} %"))
+    with Progress(*columns, TextColumn("{task.fields[words]}"), TimeRemainingColumn(), console=console) as live:
+        task = live.add_task(label, total=max(total, 1e-9), words="")
+        live.update(task, completed=meter.done)
 
-    def rate() -> float:
-        return (reached - done) / max(time.monotonic() - began, 1e-9)
+        def advance(amount: float, note: str = "", total: float | None = None) -> None:
+            meter.add(amount, note)
+            live.update(task, completed=meter.reached, total=total, words=str(meter))
 
-    def words() -> str:
-        speed = rate()
-        text = f"{speed:,.1f}" if speed < 100 else f"{speed:,.0f}"
-        return f"{text} {unit}/s" + (f", {last_note}" if last_note else "")
+        yield advance
 
-    if console.is_terminal:
-        columns = (TextColumn("{task.description:<28}"), BarColumn(24), TextColumn("{task.percentage:>3.0f} %"))
-        with Progress(*columns, TextColumn("{task.fields[words]}"), TimeRemainingColumn(), console=console) as live:
-            task = live.add_task(label, total=max(total, 1e-9), words="")
-            live.update(task, completed=done)
 
-            def advance(amount: float, note: str = "", total: float | None = None) -> None:
-                nonlocal reached, last_note
-                reached, last_note = reached + amount, note or last_note
-                live.update(task, completed=reached, total=total, words=words())
+@contextmanager
+def _lines(label: str, total: float, meter: _Meter) -> Iterator[Advance]:
+    """A log line every LINE_S seconds, and one at the end."""
+    shown, all_units = meter.began, total
 
-            yield advance
-        return
-
-    def line(amount: float, note: str = "", total: float | None = None) -> None:
-        nonlocal reached, shown, last_note, all_units
-        reached, last_note, all_units = reached + amount, note or last_note, total or all_units
+    def advance(amount: float, note: str = "", total: float | None = None) -> None:
+        nonlocal shown, all_units
+        meter.add(amount, note)
+        all_units = total or all_units
         if time.monotonic() - shown >= LINE_S:
             shown = time.monotonic()
-            left = (all_units - reached) / max(rate(), 1e-9)
-            log.info("%s: %3.0f %%, %s, %.0f s left", label, 100 * reached / max(all_units, 1e-9), words(), left)
+            left = (all_units - meter.reached) / max(meter.rate(), 1e-9)
+            share = 100 * meter.reached / max(all_units, 1e-9)
+            log.info("%s: %3.0f %%, %s, %.0f s left", label, share, str(meter), left)
 
-    yield line
+    yield advance
     # Work of a few seconds is part of a stage, which has a line of its own.
-    level = logging.INFO if shown > began else logging.DEBUG
-    log.log(level, "%s: %s %s in %.1f s", label, f"{reached - done:,.0f}", unit, time.monotonic() - began)
+    level = logging.INFO if shown > meter.began else logging.DEBUG
+    amount = f"{meter.reached - meter.done:,.0f}"
+    log.log(level, "%s: %s %s in %.1f s", label, amount, meter.unit, time.monotonic() - meter.began)

@@ -166,7 +166,7 @@ def _write(folder: Path, study: Mapping[str, Any]) -> None:
     text = json.dumps(study, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     disk.write_atomically(folder / "study.json", text, json.loads)
     disk.write_atomically(folder / "table.md", markdown(study), str)
-    if len(study["rows"]) - len(study["incomplete"]) > 1:
+    if len(set(study["rows"]) - set(study["incomplete"])) > 1:
         for cost, label in COSTS.items():
             disk.write_atomically(folder / f"{cost}.svg", front_plot(study, cost, label), str)
 

@@ -73,9 +73,6 @@ def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[
     terms = contents.lexical.term_scores(query, rows) if request.terms else [{} for _ in rows]
     deadline.check()
 
-    def listed(hits: Sequence[Hit]) -> list[tuple[int, float]]:
-        return [(int(rows_of_whole[hit.row]), float(hit.score)) for hit in hits]
-
     return {
         "release": searcher.release,
         "collection": searcher.collection_id,
@@ -83,8 +80,8 @@ def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[
         "known_filter": known_filter,
         "field_names": searcher.fields,
         "query_terms": _query_terms(contents, query) if request.matches else None,
-        "lexical": listed(by_words),
-        "semantic": listed(by_meaning),
+        "lexical": _ranked(by_words, rows_of_whole),
+        "semantic": _ranked(by_meaning, rows_of_whole),
         "documents": [
             {**document, **_scores(pool, number), "terms": terms[number]} for number, document in enumerate(documents)
         ],
@@ -105,6 +102,11 @@ def _shard_of(searcher: Searcher, features: Sequence[str]) -> tuple[int, Rows]:
     if lacking := [name for name in features if name not in contents.fields.features]:
         raise NotServedError(f"this shard has no index that gives {lacking[0][:100]}; make the shards again")
     return collection.shard, rows_of_whole
+
+
+def _ranked(hits: Sequence[Hit], rows_of_whole: Rows) -> list[tuple[int, float]]:
+    """The row in the collection and the score of each hit, in their order."""
+    return [(int(rows_of_whole[hit.row]), float(hit.score)) for hit in hits]
 
 
 def _content(document: Document) -> dict[str, Any]:

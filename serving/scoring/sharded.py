@@ -206,17 +206,13 @@ class ShardedSearcher(Searcher):
         """
         queried = self._query_vector(search)
         weighed = self._weighed_fields(search, queried)
-        body = {
-            "query": search.query,
-            "collection": self.collection_id,
-            "depth": depth,
-            "vector": queried.values[0].tolist() if queried else None,
-            "filters": filters or None,
-            "terms": search.details.explain,
-            # A shard from before these two answers a body without them.
-            **({"features": list(weighed)} if weighed else {}),
-            **({"matches": True} if search.details.matches else {}),
-        }
+        body: dict[str, Any] = {"query": search.query, "collection": self.collection_id, "depth": depth}
+        body |= {"vector": queried.values[0].tolist() if queried else None, "filters": filters or None}
+        body |= {"terms": search.details.explain}
+        if weighed:  # A shard from before these two keys answers a body without them.
+            body["features"] = list(weighed)
+        if search.details.matches:
+            body["matches"] = True
         with search.watch("shards"):
             seconds = min(search.models.options.deadline.remaining * SHARE, WITHOUT_DEADLINE_S)
             usable = self._ask_shards(body, Deadline.after(seconds))

@@ -208,16 +208,8 @@ def _models(seen: Look) -> list[str]:
     tokens = _tokens(seen)
     query_tokens = max(8, min(-(-int(1.5 * seen.query_tokens + 4) // 8) * 8, tokens // 2))
     base, reason, scratch = _base(seen)
-    bound = "" if seen.cuda else f"max_seconds = {CPU_SECONDS['pretrain']}, "
-    pretrain = [
-        "[pretrain]",
-        f"max_tokens = {tokens}",
-        f"scratch = {scratch} # trained on your documents by masked LM",
-        f"loop = {{ {bound}epochs = 3.0 }}",
-        "",
-    ]
     return [
-        *(pretrain if scratch else []),
+        *(_pretrain(seen, scratch) if scratch else []),
         "[teacher]",
         f"base = {_quoted(base)} # {reason}",
         f"max_tokens = {tokens} # 95 of 100 pairs have at most {round(seen.pair_tokens)} tokens"
@@ -239,6 +231,18 @@ def _models(seen: Look) -> list[str]:
             else []
         ),
         _loop(seen, "encoder", "epochs = 1.0, valid_pairs = 1000"),
+        "",
+    ]
+
+
+def _pretrain(seen: Look, scratch: str) -> list[str]:
+    """The lines of the section `pretrain`, on a base that is trained from scratch."""
+    bound = "" if seen.cuda else f"max_seconds = {CPU_SECONDS['pretrain']}, "
+    return [
+        "[pretrain]",
+        f"max_tokens = {_tokens(seen)}",
+        f"scratch = {scratch} # trained on your documents by masked LM",
+        f"loop = {{ {bound}epochs = 3.0 }}",
         "",
     ]
 

@@ -82,7 +82,7 @@ def build(matrix: Any, config: IndexConfig, held_out: HeldOutQueries | None) -> 
         began = time.monotonic()
         ann = index_types.build(candidate, matrix, config.seed)
         index_types.add(ann, matrix)
-        built = time.monotonic() - began
+        built = round(time.monotonic() - began, 2)
         truth = truth or tuning.Truth.of(matrix, queries)
         point, points = tuning.curve(ann, matrix, truth, config.recall)
         if point is None:
@@ -92,18 +92,18 @@ def build(matrix: Any, config: IndexConfig, held_out: HeldOutQueries | None) -> 
         metrics = {
             "choice": candidate.reason,
             "estimate": {"bytes_per_document": round(size, 1), "build_seconds": round(seconds, 1)},
-            "build_seconds": round(built, 2),
+            "build_seconds": built,
             "nprobe": point.nprobe,
             **_recall_metrics(point, config, queries, held_out),
             "recall_curve": [asdict(point) for point in points],
             **({"refused": tried} if tried else {}),
         }
         return ContractIndex(ann=ann, chosen=candidate, point=point, metrics=metrics, queries=queries)
-    best = max(item["recall_at_100_lower"] for item in tried.values())
+    best = max(tried, key=lambda name: tried[name]["recall_at_100_lower"])
     raise ConfigError(
         f"index.recall is {config.recall}: within index.bytes_per_document = {config.bytes_per_document:g} the best "
-        f"type, {max(tried, key=lambda name: tried[name]['recall_at_100_lower'])}, keeps {best:.4f} by its lower bound "
-        f"over {counted(len(queries), 'query')}, however many lists are visited; raise the limit or lower the recall"
+        f"type, {best}, keeps {tried[best]['recall_at_100_lower']:.4f} by its lower bound over "
+        f"{counted(len(queries), 'query')}, however many lists are visited; raise the limit or lower the recall"
     )
 
 

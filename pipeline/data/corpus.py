@@ -12,6 +12,8 @@ from pipeline import schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import SourceConfig
 from pipeline.data import followed, judgments, sources, validation
+from pipeline.data.sources import ReadSource
+from pipeline.data.validation import ValidatedTables
 from pipeline.errors import SchemaError
 from pipeline.stage import Stage
 from pipeline.text import key_values
@@ -55,25 +57,20 @@ def make(
 
     def build(staging: Staging) -> Mapping[str, Any]:
         tables: list[pa.Table] = []
-        dropped: dict[str, dict[str, int]] = {}
+        dropped: dict[str, Counter[str]] = {name: Counter() for name in names}
         for item in named:
-            source = item.read()
-            sifted = validation.sift(source)
-            if faulty_rows == "error":
-                of_documents = [finding for finding in sifted.findings if finding.fault.table == "documents"]
-                validation.refuse(of_documents, source.shown or item.name, validation.MEND)
+            usable = _usable(item, faulty_rows)
             tables.append(
-                sifted.documents if len(set(names)) == 1 else judgments.prefixed(sifted.documents, item.name, "doc_id")
+                usable.documents if len(set(names)) == 1 else judgments.prefixed(usable.documents, item.name, "doc_id")
             )
-            counts = Counter(dropped.get(item.name, {}))
-            counts.update(sifted.counts().get("documents", {}))
-            dropped[item.name] = dict(counts)
+            dropped[item.name].update(usable.counts().get("documents", {}))
         documents = judgments.join(tables)
         if not documents.num_rows:
             raise SchemaError(f"{', '.join(names)}: there are no documents to index")
         schema.write(documents, staging.folder / "documents.parquet", "documents")
-        log.info("corpus: %s", key_values({"documents": documents.num_rows, "dropped": dropped}))
-        return {"documents": documents.num_rows, "dropped": dropped}
+        metrics = {"documents": documents.num_rows, "dropped": {name: dict(counts) for name, counts in dropped.items()}}
+        log.info("corpus: %s", key_values(metrics))
+        return metrics
 
     settings = {f"{number}:{item.name}": dict(item.settings) for number, item in enumerate(named) if item.settings}
     return STAGE.make(
@@ -82,3 +79,13 @@ def make(
         inputs={f"{number}:{item.name}": item.digest for number, item in enumerate(named)},
         build=build,
     )
+
+
+def _usable(source: ReadSource, faulty_rows: Literal["error", "drop"]) -> ValidatedTables:
+    """A source without the rows that cannot be used; raises SchemaError for documents among them unless dropped."""
+    content = source.read()
+    sifted = validation.sift(content)
+    if faulty_rows == "error":
+        of_documents = [finding for finding in sifted.findings if finding.fault.table == "documents"]
+        validation.refuse(of_documents, content.shown or source.name, validation.MEND)
+    return sifted

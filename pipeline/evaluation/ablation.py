@@ -95,10 +95,7 @@ def make(
         ConfigError: an unknown measure, or no student.
         SchemaError: no judged query in a split, or none for which the measure is defined.
     """
-    names = measures(config)
-    decisive = measure or names[0]
-    if decisive not in names:
-        raise ConfigError(f"ablation.measure '{measure}' is none of {', '.join(names)}")
+    decisive = _decisive(measure, config)
     if not students:
         raise ConfigError("an ablation needs students; name some in ablation.sets")
     trials = [*references, *students]
@@ -195,18 +192,7 @@ def compared(
     kinds = list(dict.fromkeys(trial.kind for trial in students))
     first = kinds[0]
     tables = query_tables(frame, [*shown, *kinds], names)
-    spans = significance.intervals(
-        np.hstack(list(tables.values())), resamples=config.bootstrap, seed=config.seed, bounds=RANGE
-    )
-    seeds = frame.groupby(["kind", "seed"])[names].mean()
-    systems: dict[str, dict[str, Any]] = {}
-    for number, kind in enumerate(tables):
-        own = spans[number * len(names) : (number + 1) * len(names)]
-        each = seeds.loc[kind]
-        systems[kind] = {
-            "measures": {name: asdict(span) for name, span in zip(names, own, strict=True)},
-            "seeds": {name: each[name].round(6).tolist() for name in names},
-        }
+    systems = _intervals(frame, tables, config)
     means = {name: means_of(table) for name, table in tables.items()}
     gap = means[ceiling] - means[first]
     for kind in kinds:
@@ -226,6 +212,38 @@ def compared(
         "kinds": kinds,
         "systems": systems,
     }
+
+
+def _intervals(
+    frame: "pd.DataFrame", tables: Mapping[str, Floats], config: EvaluationConfig
+) -> dict[str, dict[str, Any]]:
+    """Kind → the interval of each measure, and its mean by each seed.
+
+    Args:
+        frame: a row for each trial and query.
+        tables: kind → (queries, measures) means over its seeds.
+    """
+    names = list(measures(config))
+    spans = significance.intervals(
+        np.hstack(list(tables.values())), resamples=config.bootstrap, seed=config.seed, bounds=RANGE
+    )
+    seeds = frame.groupby(["kind", "seed"])[names].mean()
+    systems: dict[str, dict[str, Any]] = {}
+    for number, kind in enumerate(tables):
+        own = spans[number * len(names) : (number + 1) * len(names)]
+        systems[kind] = {
+            "measures": {name: asdict(span) for name, span in zip(names, own, strict=True)},
+            "seeds": {name: seeds.loc[kind][name].round(6).tolist() for name in names},
+        }
+    return systems
+
+
+def _decisive(measure: str, config: EvaluationConfig) -> str:
+    """The measure that decides on the winner: the given one, or the first of all; raises ConfigError for an unknown."""
+    names = measures(config)
+    if measure and measure not in names:
+        raise ConfigError(f"ablation.measure '{measure}' is none of {', '.join(names)}")
+    return measure or names[0]
 
 
 def _choice(

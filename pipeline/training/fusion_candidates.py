@@ -106,6 +106,11 @@ class CandidateLists:
 
 
 def candidate_lists(judged: "pd.DataFrame") -> CandidateLists:
+    """The lists and pairs of the queries whose documents differ in grade.
+
+    Args:
+        judged: see `fusion.fit`.
+    """
     grades = judged["grade"].to_numpy(dtype=np.float64)
     docs = np.unique(judged["doc_id"].to_numpy(dtype=str), return_inverse=True)[1]
     generator = np.random.Generator(np.random.PCG64(SEED))
@@ -119,12 +124,9 @@ def candidate_lists(judged: "pd.DataFrame") -> CandidateLists:
     most = min(PAIRS_PER_QUERY, max(1, MAX_PAIRS // max(1, len(features_of))))
     for indices, features in features_of:
         own = grades[indices]
-        better, worse = np.nonzero(own[:, np.newaxis] > own)
+        better, worse = _ordered_pairs(own, most, generator)
         if not len(better):
             continue
-        if len(better) > most:
-            kept = generator.choice(len(better), most, replace=False)
-            better, worse = better[kept], worse[kept]
         number = len(query)
         query.append(np.full(len(indices), number))
         pair_query.append(np.full(len(better), number))
@@ -143,6 +145,15 @@ def candidate_lists(judged: "pd.DataFrame") -> CandidateLists:
         pairs=np.concatenate([none, *pairs]),
         names=names,
     )
+
+
+def _ordered_pairs(grades: Floats, most: int, generator: np.random.Generator) -> tuple[Ints, Ints]:
+    """The indices of the better and the worse document of each pair of different grade; at most `most`, drawn."""
+    better, worse = np.nonzero(grades[:, np.newaxis] > grades)
+    if len(better) > most:
+        kept = generator.choice(len(better), most, replace=False)
+        better, worse = better[kept], worse[kept]
+    return better, worse
 
 
 def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -177,23 +177,14 @@ async def embeddings(request: Request) -> Response:
     context = RequestContext(request)
     body = await context.read(EmbeddingsRequest)
     context.counts(len(body.input))
-    if body.model != context.searcher.encoder.digest and not all(isinstance(item, str) for item in body.input):
-        raise InvalidRequestError(
-            "input holds token ids, which mean nothing without their vocabulary; send texts (in LangChain: "
-            "check_embedding_ctx_length=False), or name the vocabulary with the encoder's digest in /v1/models as model"
-        )
-    named = {body.dimensions, body.output_dimension} - {None}
-    if len(named) > 1:
-        raise InvalidRequestError(
-            f"dimensions is {body.dimensions} and output_dimension is {body.output_dimension}; send one of them"
-        )
+    _check_values(body, context.searcher.encoder.digest)
     is_query = body.input_type in QUERY_TYPES or body.task in QUERY_TYPES
     call = EmbedCall(
         context,
         body.input,
         field="input",
         role="query" if is_query else "document",
-        dimensions=next(iter(named), None),
+        dimensions=body.output_dimension if body.dimensions is None else body.dimensions,
         cut=body.truncate is not False and body.truncation is not False,
     )
     coded: Callable[[Vector], Any] = base64_floats if body.encoding_format == "base64" else (lambda vector: vector)
@@ -211,6 +202,23 @@ async def embeddings(request: Request) -> Response:
         }
 
     return await context.answer(work)
+
+
+def _check_values(body: EmbeddingsRequest, digest: str) -> None:
+    """Raises InvalidRequestError for token ids of an unnamed vocabulary, and for two widths of a vector.
+
+    Args:
+        digest: the encoder's, which names its vocabulary.
+    """
+    if body.model != digest and not all(isinstance(item, str) for item in body.input):
+        raise InvalidRequestError(
+            "input holds token ids, which mean nothing without their vocabulary; send texts (in LangChain: "
+            "check_embedding_ctx_length=False), or name the vocabulary with the encoder's digest in /v1/models as model"
+        )
+    if len({body.dimensions, body.output_dimension} - {None}) > 1:
+        raise InvalidRequestError(
+            f"dimensions is {body.dimensions} and output_dimension is {body.output_dimension}; send one of them"
+        )
 
 
 @router.post(

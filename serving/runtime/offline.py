@@ -4,7 +4,7 @@ What is indexed and judged here is computed by the same code and in the same pre
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -160,22 +160,30 @@ def features(
         unknown = next((query_id for query_id in numbers_of if query_id not in queries), None)
         if unknown is not None:
             raise SchemaError(f"{pool.path}: query '{unknown}' is not in {data.path}; make the pool again")
-
-        def scores_of(query_id: str) -> tuple[Sequence[float], ...]:
-            return parts.scores(queries[query_id], [table["doc_id"][number] for number in numbers_of[query_id]])
-
-        with (
-            progress.bar("Scoring the pool", len(table["row_id"]), "pairs") as advance,
-            ThreadPoolExecutor(QUERIES_AT_ONCE) as workers,
-        ):
-            for numbers, scored in zip(numbers_of.values(), workers.map(scores_of, numbers_of), strict=True):
+        documents_of = {query_id: [table["doc_id"][number] for number in own] for query_id, own in numbers_of.items()}
+        with progress.bar("Scoring the pool", len(table["row_id"]), "pairs") as advance:
+            for query_id, scored in _scores(parts, queries, documents_of):
                 for name, values in zip(names, scored, strict=True):
-                    columns[name][numbers] = values
-                advance(len(numbers))
+                    columns[name][numbers_of[query_id]] = values
+                advance(len(numbers_of[query_id]))
         _write(table, columns, staging.folder / "features.parquet")
         return {"rows": len(table["row_id"]), **parts.stats()}
 
     return FEATURES.make(workspace, config={}, inputs=inputs, build=build)
+
+
+def _scores(
+    parts: "_Parts", queries: Mapping[str, str], documents_of: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[str, tuple[Sequence[float], ...]]]:
+    """The scores of each query's documents by each model and field, QUERIES_AT_ONCE queries at a time.
+
+    Args:
+        queries: query_id → text.
+        documents_of: query_id → the ids of its documents.
+    """
+    with ThreadPoolExecutor(QUERIES_AT_ONCE) as workers:
+        scores = workers.map(lambda query_id: parts.scores(queries[query_id], documents_of[query_id]), documents_of)
+        yield from zip(documents_of, scores, strict=True)
 
 
 class _Parts:

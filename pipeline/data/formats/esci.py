@@ -31,13 +31,6 @@ def esci(path: Path) -> Tables:
     products = parquet_reader.read_foreign(products_file, ("product_id", "product_locale", "product_title"))
     wanted = ("query_id", "query", "product_id", "product_locale", "esci_label", "split")
     examples = parquet_reader.read_foreign(examples_file, wanted)
-    parts = [tables.column(products, f"product_{name}") for name in ("description", "bullet_point")]
-    documents = {
-        "doc_id": _with_locale(products),
-        "title": tables.column(products, "product_title"),
-        "text": pc.utf8_trim_whitespace(tables.joined("\n", *parts)),
-        **{name: tables.column(products, f"product_{name}") for name in ("locale", "brand", "color")},
-    }
     grades, faults = tables.named_grades(tables.column(examples, "esci_label"), ESCI_GRADES)
     query_ids = tables.column(examples, "query_id")
     judgments = {
@@ -56,7 +49,7 @@ def esci(path: Path) -> Tables:
     in_examples = row_locations.in_files([row_locations.numbered(examples_file, examples.num_rows)], path)
     queries, in_queries = tables.first_of(query_rows, "query_id", locations=in_examples)
     return Tables(
-        documents=pa.table(documents),
+        documents=_documents(products),
         queries=queries,
         judgments=pa.table(judgments),
         faults=tuple(faults),
@@ -66,6 +59,18 @@ def esci(path: Path) -> Tables:
             "judgments": in_examples,
         },
     )
+
+
+def _documents(products: pa.Table) -> pa.Table:
+    """The table of documents, a product each."""
+    parts = [tables.column(products, f"product_{name}") for name in ("description", "bullet_point")]
+    documents = {
+        "doc_id": _with_locale(products),
+        "title": tables.column(products, "product_title"),
+        "text": pc.utf8_trim_whitespace(tables.joined("\n", *parts)),
+        **{name: tables.column(products, f"product_{name}") for name in ("locale", "brand", "color")},
+    }
+    return pa.table(documents)
 
 
 def _with_locale(table: pa.Table) -> pa.ChunkedArray:

@@ -114,20 +114,12 @@ def assemble(rows: pa.Table, config: SourceConfig, shown: str, locations: NameRo
     if not rows.num_rows:
         return Tables()  # `sources.read` refuses a source without rows.
     extra = [name for name in rows.column_names if name not in roles(names)]
-    columns = {name: rows[name] for name in rows.column_names}
-    if logged and queried and "query_id" not in names:
-        columns["query"] = impressions.usual_spelling(columns["query"])
-    blank = tables.all_the_same("", rows.num_rows)
-    titles, texts = columns.get("title", blank), columns.get("text", blank)
-    if queried:
-        columns.setdefault("query_id", pa.chunked_array([tables.ids("q", columns["query"])]))
-    if described:
-        columns.setdefault("doc_id", pa.chunked_array([tables.ids("d", titles, texts)]))
+    columns = _with_ids(rows, logged=logged)
     _check_parts(names, columns, config, shown)
     tables_read: dict[str, Any] = {}
     named: dict[str, NameRows] = {"judgments": locations} if graded else {}
     if described:
-        documents = {"doc_id": columns["doc_id"], "title": titles, "text": texts}
+        documents = {name: columns[name] for name in ("doc_id", "title", "text")}
         documents |= {name: columns[name] for name in extra}
         # An id with two texts keeps both of them.
         tables_read["documents"], named["documents"] = tables.first_of(
@@ -145,6 +137,24 @@ def assemble(rows: pa.Table, config: SourceConfig, shown: str, locations: NameRo
         judged = weak_judgments.judge(pa.table({key: columns[key] for key in keys}), config, shown, locations)
         tables_read |= {"judgments": judged.judgments, "clicks": judged.stats}
     return Tables(**tables_read, locations=named)
+
+
+def _with_ids(rows: pa.Table, *, logged: bool) -> dict[str, pa.ChunkedArray]:
+    """The columns by role, with those that rows of queries or documents lack: ids made from the texts, blank texts.
+
+    Args:
+        logged: whether the rows are a click log, in which spellings of one query are one query.
+    """
+    columns = {name: rows[name] for name in rows.column_names}
+    if "query" in columns:
+        if logged and "query_id" not in columns:
+            columns["query"] = impressions.usual_spelling(columns["query"])
+        columns.setdefault("query_id", pa.chunked_array([tables.ids("q", columns["query"])]))
+    if {"title", "text"} & set(columns):
+        for name in ("title", "text"):
+            columns.setdefault(name, tables.all_the_same("", rows.num_rows))
+        columns.setdefault("doc_id", pa.chunked_array([tables.ids("d", columns["title"], columns["text"])]))
+    return columns
 
 
 def _check_parts(names: set[str], columns: Collection[str], config: SourceConfig, shown: str) -> None:

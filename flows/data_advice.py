@@ -96,16 +96,16 @@ def _neighbours(source: "SourceConfig") -> dict[str, dict[str, str]]:
 def _collection(source: "SourceConfig") -> str:
     """A name for the collection that a table belongs to: that of its database, or of its folder."""
     if "://" in source.path:
-        from pipeline.data.formats import sql
+        from pipeline.data.formats import sql_address
 
-        return sql.database_name(source.path)
+        return sql_address.database_name(source.path)
     return Path(os.path.realpath(source.path)).parent.name or "own"
 
 
 def _short(path: str) -> str:
     """A table's name, or a file's."""
     if "://" in path:
-        from pipeline.data.formats import sql
+        from pipeline.data.formats import sql_address
 
-        return sql.short_name(path)
+        return sql_address.short_name(path)
     return Path(path).name

@@ -309,13 +309,13 @@ def _inline(source: Mapping[str, Any]) -> str:
 
 def _name(path: str) -> str:
     """The name of a recipe for the data at a path: that of its file or folder, or of the table of a database."""
-    from pipeline.data.formats import sql
+    from pipeline.data.formats import sql_address
 
     if storage.is_address(path):
         address = urlsplit(path)
         last = PurePosixPath(address.path).stem or address.hostname or ""
     elif "://" in path:
-        last = sql.short_name(path)
+        last = sql_address.short_name(path)
     else:
         last = Path(os.path.realpath(path)).stem
     return "-".join(re.findall(r"[\w.-]+", last)).strip("-.") or "own-data"

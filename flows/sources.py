@@ -134,7 +134,7 @@ def refuse_absent(source: SourceConfig, root: Path) -> None:
         SchemaError: no known format, or a map that names a column which is not there.
     """
     from pipeline import storage
-    from pipeline.data.formats import column_advice, registry, sql
+    from pipeline.data.formats import column_advice, registry, sql, sql_address
 
     if storage.is_address(source.path):
         return
@@ -143,7 +143,7 @@ def refuse_absent(source: SourceConfig, root: Path) -> None:
         registry.find(there, Path())
         samples = samples_of(there) if there.columns else {}
     elif there.query:
-        sql.locate(there.path, Path())
+        sql_address.locate(there.path, Path())
         return
     else:
         try:

@@ -13,7 +13,7 @@ from flows import sources
 from pipeline.artifacts import Artifact
 from pipeline.config import ComputeConfig, SourceConfig
 from pipeline.data.checks import check
-from pipeline.data.formats import sql
+from pipeline.data.formats import sql_address
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.releases import Releases
 from tests.flows.conftest import Trained
@@ -109,12 +109,12 @@ def test_a_scheduled_reindex_reads_the_database_of_its_recipe(apart: Path) -> No
 
 def test_a_password_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SHOP_PASSWORD", "p@ss/wörd?%")
-    address, _ = sql.locate("postgresql://shop:${SHOP_PASSWORD}@db/shop?table=articles", tmp_path)
+    address, _ = sql_address.locate("postgresql://shop:${SHOP_PASSWORD}@db/shop?table=articles", tmp_path)
     assert (address.password, address.host, address.database) == ("p@ss/wörd?%", "db", "shop")
     with pytest.raises(ConfigError, match="the environment variable NOT_SET_HERE is not set"):
-        sql.locate("postgresql://shop:${NOT_SET_HERE}@db/shop", tmp_path)
+        sql_address.locate("postgresql://shop:${NOT_SET_HERE}@db/shop", tmp_path)
     with pytest.raises(ConfigError, match="its password was hidden when this address was written down"):
-        sql.locate("postgresql://shop:***@db/shop", tmp_path)
+        sql_address.locate("postgresql://shop:***@db/shop", tmp_path)
 
 
 def test_the_compute_section_is_that_of_the_recipe_or_of_overrides(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from pipeline import recipe
 from pipeline.config import DataConfig, SourceConfig
 from pipeline.data import judgments, sources
-from pipeline.data.formats import sql
+from pipeline.data.formats import sql, sql_address
 from pipeline.errors import InputError
 from pipeline.secrets import hide_passwords, hide_passwords_in_logs, is_secret, secrets_as_variables
 
@@ -88,14 +88,14 @@ def test_the_data_artifact_of_a_database_holds_no_secret(tmp_path: Path, monkeyp
     with sqlite3.connect(tmp_path / "shop.db") as connection:
         connection.execute("create table rated (q text, name text, grade integer)")
         connection.executemany("insert into rated values (?, ?, ?)", [("lamp", "red lamp", 1), ("chair", "chair", 1)])
-    real = sql.locate
+    real = sql_address.locate
 
     def locate(url: str, root: Path) -> tuple[sa.URL, str]:
         """SQLite takes no such parameter; another database would."""
         address, name = real(url, root)
         return address.difference_update_query(["sslpassword"]), name
 
-    monkeypatch.setattr(sql, "locate", locate)
+    monkeypatch.setattr(sql_address, "locate", locate)
     columns = {"query": "q", "title": "name", "grade": "grade"}
     source = SourceConfig(path="sqlite:///shop.db?table=rated&sslpassword=hunter2", columns=columns)
     data = judgments.make(tmp_path / "work", DataConfig(root=str(tmp_path), sources=(source,), splits="test"))

@@ -1,17 +1,11 @@
-"""Reads a table or query of a database by any SQLAlchemy URL: documents, or what the recipe's `columns` map.
+"""Reads a table or query of a database: documents, or what the recipe's `columns` map.
 
-    sqlite:///shop.db                                                   the table `documents`
-    postgresql+psycopg://user:${DB_PASSWORD}@host/shop?table=articles   another table or view
-
-`${NAME}` stands for an environment variable, so that a recipe, a schedule or a release holds no password.
-
-Without a map the table has columns doc_id, title and text; others are kept. With `query` the rows of a query are read
-instead of a table. `sql_values` has the rule for the types of kept columns.
+`sql_address` has the form of an address. Without a map the table has columns doc_id, title and text; others are kept.
+With `query` the rows of a query are read instead of a table. `sql_values` has the rule for the types of kept columns.
 """
 
 import decimal
 import hashlib
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,18 +26,17 @@ from sqlalchemy.exc import (
 )
 
 from pipeline.config import SourceConfig
-from pipeline.data.formats import column_advice, column_map, tables
+from pipeline.data.formats import column_advice, column_map, sql_address, tables
 from pipeline.data.formats import table as mapped
 from pipeline.data.formats.sql_values import is_set, plain, texts_of, typed
 from pipeline.data.formats.tables import FoundSource, Tables
 from pipeline.errors import ConfigError, MissingError, SchemaError, UnavailableError
 from pipeline.schema import InvalidRow
-from pipeline.secrets import HIDDEN, hide_passwords, is_secret
+from pipeline.secrets import HIDDEN, hide_passwords
 
 ROWS_AT_ONCE = 10_000
 """Rows that are fetched from a database at once."""
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 OWN_COLUMNS = ("doc_id", "title", "text")
 """Columns of a table of documents that needs no map."""
@@ -53,55 +46,16 @@ def find(config: SourceConfig, root: Path) -> FoundSource | None:
     """The table that a URL names; it is read at once, as nothing else tells its content. See `tables.Format`."""
     if config.format != "sql" and "://" not in config.path:
         return None
-    address, name = locate(config.path, root)
+    address, name = sql_address.locate(config.path, root)
     content = read(config, root)
     digest = _digest(content)
     shown = hide_passwords(address.render_as_string(hide_password=True))
     return FoundSource(name, shown, lambda: digest, lambda: content)
 
 
-def locate(url: str, root: Path) -> tuple[sa.URL, str]:
-    """The database and the name of the table; an SQLite file is looked for below `root`.
-
-    Raises:
-        ConfigError: not a SQLAlchemy URL, an environment variable that is not set, or a password that was hidden.
-        MissingError: no such SQLite file.
-    """
-    address = _address(url)
-    if HIDDEN in _secrets(address):
-        raise ConfigError(
-            f"{hide_passwords(url)}: its password was hidden when this address was written down; put it into an "
-            "environment variable, and write ${NAME} in its place in the recipe"
-        )
-    name = address.query.get("table", "documents")
-    address = address.difference_update_query(["table"])
-    if address.get_backend_name() == "sqlite" and address.database and address.database != ":memory:":
-        file = root / address.database
-        if not file.is_file():
-            raise MissingError(f"{file}: no such SQLite file")
-        address = address.set(database=str(file))
-    return address, str(name)
-
-
-def short_name(url: str) -> str:
-    """The table that a URL names, or its database where it names none; no user, host or password.
-
-    Raises:
-        ConfigError: see `locate`.
-    """
-    address = _address(url)
-    table = address.query.get("table", "")
-    return str(table) or Path(address.database or "").stem
-
-
-def database_name(url: str) -> str:
-    """The database that a URL names; no user, host or password."""
-    return Path(_address(url).database or "").stem or "own"
-
-
 def other_tables(url: str, root: Path) -> list[str]:
     """The addresses of the other tables and views of a database; none where they cannot be listed."""
-    address, name = locate(url, root)
+    address, name = sql_address.locate(url, root)
     engine = sa.create_engine(address)
     try:
         names = [other for other in _table_names(engine) if other != name]
@@ -111,30 +65,13 @@ def other_tables(url: str, root: Path) -> list[str]:
     return [f"{base}{'&' if '?' in base else '?'}table={quote(other)}" for other in names]
 
 
-def _address(url: str) -> sa.URL:
-    """The address of a URL with the values of the environment variables that it names; see `locate` for the errors."""
-    try:
-        return sa.make_url(_VARIABLE.sub(_value_of, url))
-    except (ArgumentError, ValueError) as error:
-        shown = hide_passwords(re.sub(r"//.*@", f"//{HIDDEN}@", url))
-        raise ConfigError(f"{shown}: not a SQLAlchemy URL; write it as sqlite:///shop.db?table=documents") from error
-
-
-def _value_of(variable: re.Match[str]) -> str:
-    """The value of an environment variable as it is written in a URL."""
-    value = os.environ.get(variable[1])
-    if value is None:
-        raise ConfigError(f"the environment variable {variable[1]} is not set; a database's address names it")
-    return quote(value, safe="")
-
-
 def samples_of(config: SourceConfig, root: Path) -> dict[str, str]:
     """Names of the columns of a table, each with its value in a row; empty values where it has no rows.
 
     Raises:
         ConfigError, MissingError, SchemaError: see `read`.
     """
-    address, name = locate(config.path, root)
+    address, name = sql_address.locate(config.path, root)
     with reading(address, f"table {name}") as engine, engine.connect() as connection:
         table = sa.Table(name, sa.MetaData(), autoload_with=connection)
         raw = [sa.type_coerce(column, sa.types.NullType()).label(column.name) for column in table.c]
@@ -156,9 +93,9 @@ def read(config: SourceConfig, root: Path) -> Tables:
         SchemaError: a column missing; passwords are left out of the message.
         UnavailableError: the database cannot be reached, or was lost on the way.
     """
-    address, name = locate(config.path, root)
+    address, name = sql_address.locate(config.path, root)
     source = "query" if config.query else f"table {name}"
-    shown = shown_as(address, source)
+    shown = sql_address.shown_as(address, source)
     with reading(address, source) as engine:
         try:
             columns = _rows(engine, name, config, shown, raw=False)
@@ -177,15 +114,10 @@ def read(config: SourceConfig, root: Path) -> Tables:
     return Tables(documents=pa.table(documents), faults=tuple(faults))
 
 
-def shown_as(address: sa.URL, source: str) -> str:
-    """An address without its password, and the table or query that is read, for messages."""
-    return f"{hide_passwords(address.render_as_string(hide_password=True))}, {source}"
-
-
 @contextmanager
 def reading(address: sa.URL, source: str) -> Iterator[sa.Engine]:
     """An engine whose errors become ours; passwords are left out of the messages, also where a driver repeats them."""
-    shown = shown_as(address, source)
+    shown = sql_address.shown_as(address, source)
     try:
         engine = sa.create_engine(address)
     except (NoSuchModuleError, ArgumentError, ImportError) as error:
@@ -198,7 +130,7 @@ def reading(address: sa.URL, source: str) -> Iterator[sa.Engine]:
         raise MissingError(f"{shown}: no such table{there}; name one as ?table=NAME in the address") from error
     except SQLAlchemyError as error:
         reason = str(error).split("\n")[0]
-        for secret in _secrets(address):
+        for secret in sql_address.secrets_of(address):
             reason = reason.replace(secret, HIDDEN)
         if _is_lost(error, address):
             raise UnavailableError(f"{shown}: not reached, or lost on the way ({reason}); run again later") from error
@@ -223,15 +155,6 @@ def _table_names(engine: sa.Engine) -> list[str]:
         return [*inspector.get_table_names(), *inspector.get_view_names()]
     except SQLAlchemyError:
         return []
-
-
-def _secrets(address: sa.URL) -> list[str]:
-    """The password of an address and the values of its parameters that hold one; drivers repeat them in errors."""
-    values = [str(address.password or "")]
-    for name, value in address.query.items():
-        if is_secret(name):
-            values += [value] if isinstance(value, str) else value
-    return [value for value in values if value]
 
 
 def _rows(engine: sa.Engine, name: str, config: SourceConfig, shown: str, *, raw: bool) -> dict[str, list[Any]]:

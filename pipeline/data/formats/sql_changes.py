@@ -22,15 +22,8 @@ from sqlalchemy.exc import NoSuchTableError
 
 from pipeline.config import SourceConfig
 from pipeline.data.formats import column_map, tables
-from pipeline.data.formats.sql import (
-    OWN_COLUMNS,
-    ROWS_AT_ONCE,
-    flag_of,
-    locate,
-    reading,
-    refuse_absent,
-    shown_as,
-)
+from pipeline.data.formats.sql import OWN_COLUMNS, ROWS_AT_ONCE, flag_of, reading, refuse_absent
+from pipeline.data.formats.sql_address import locate, shown_as
 from pipeline.data.formats.sql_values import is_set, plain, texts_of, typed
 from pipeline.errors import ConfigError, MissingError, SchemaError
 from pipeline.schema import InvalidRow

@@ -164,7 +164,7 @@ def study(
 
     loaded = recipes.load(Path(recipe), overrides or [])
     from flows import study as flow
-    from pipeline.evaluation import study as evaluation
+    from pipeline.evaluation import study_table
 
     if list_ways:
         methods = flow.catalogue(loaded)
@@ -177,7 +177,7 @@ def study(
         return
     artifact = flow.study(loaded, workspace)
     results = flow.read(artifact)
-    show(results, as_json, evaluation.card(results))
+    show(results, as_json, study_table.card(results))
     if not as_json:
         drawn = "; fronts: speed.svg and bytes.svg beside it" if (artifact.path / "speed.svg").exists() else ""
         console().print(f"table: {artifact.path / 'table.md'}{drawn}")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import EvaluationConfig
-from pipeline.evaluation import plots, study, text_tables
+from pipeline.evaluation import fronts, plots, text_tables
 
 CONFIG = EvaluationConfig(bootstrap=500)
 
@@ -26,7 +26,7 @@ def test_the_front_is_what_no_row_of_at_most_the_same_costs_beats(seed: int) -> 
     speeds = {name: float(rng.uniform(10, 100)) for name in names}
     sizes = {name: float(rng.uniform(1, 9)) for name in names}
     rows = rows_of(values, speeds, sizes)
-    judged = study.verdicts(rows, values, CONFIG)
+    judged = fronts.verdicts(rows, values, CONFIG)
     for name, row in rows.items():
         beaten = [
             other
@@ -47,7 +47,7 @@ def test_a_sure_loss_is_told_from_a_tie() -> None:
     values = {"best": best, "near": best - rng.normal(0, 0.1, (200, 1)) - 0.001, "poor": best - 0.1}
     values["near"] += best.mean() - values["near"].mean() - 1e-4
     rows = rows_of(values, dict.fromkeys(values, 10.0), dict.fromkeys(values, 5.0))
-    judged = study.verdicts(rows, values, CONFIG)
+    judged = fronts.verdicts(rows, values, CONFIG)
     assert {name: item["verdict"] for name, item in judged.items()} == {
         "best": "front",
         "near": "tied with best",
@@ -58,7 +58,7 @@ def test_a_sure_loss_is_told_from_a_tie() -> None:
 def test_a_faster_row_is_on_the_front_though_it_ranks_worse() -> None:
     values = {"large": np.full((50, 1), 0.6), "small": np.full((50, 1), 0.5)}
     rows = rows_of(values, {"large": 10.0, "small": 20.0}, {"large": 9.0, "small": 9.0})
-    assert all(item["front"] for item in study.verdicts(rows, values, CONFIG).values())
+    assert all(item["front"] for item in fronts.verdicts(rows, values, CONFIG).values())
 
 
 def test_a_point_that_is_better_stands_higher_and_a_faster_one_further_right() -> None:
@@ -85,8 +85,8 @@ def test_the_front_of_a_cost_joins_the_rows_that_none_as_cheap_beats() -> None:
         "headline": "ndcg@10",
         "ceiling": "teacher",
     }
-    assert study.front_plot(content, "speed", "speed").count('fill="currentColor"') == 1  # The fast row beats both.
-    assert study.front_plot(content, "bytes", "bytes").count('fill="currentColor"') == 2
+    assert fronts.front_plot(content, "speed", "speed").count('fill="currentColor"') == 1  # The fast row beats both.
+    assert fronts.front_plot(content, "bytes", "bytes").count('fill="currentColor"') == 2
 
 
 def test_a_cell_of_markdown_ends_only_where_it_should() -> None:

@@ -1,0 +1,90 @@
+"""The front of a study: the rows of which no other one is better at no more cost, told by paired tests."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pipeline.config import EvaluationConfig
+from pipeline.evaluation import ablation, page, plots, significance
+from pipeline.evaluation.ablation import SURE
+from pipeline.evaluation.metrics import RANGE
+
+SLACK = 0.02
+"""Relative difference up to which two rows count as equally fast or small."""
+
+COSTS = {"speed": "pairs per CPU-second", "bytes": "bytes"}
+"""Costs that a front is drawn over, with the labels of their axes."""
+CHEAPER: Mapping[str, Callable[[float, float], bool]] = {
+    "speed": lambda rate, rival: rate >= rival * (1 - SLACK),
+    "bytes": lambda size, rival: size <= rival * (1 + SLACK),
+}
+"""Whether a row is at least as good in a cost as another, within the noise of measuring it."""
+
+
+def verdicts(
+    rows: Mapping[str, Mapping[str, Any]], valid: Mapping[str, ablation.Floats], config: EvaluationConfig
+) -> dict[str, dict[str, Any]]:
+    """The verdict on each row: on the front, tied with a row that costs no more, or surely below one.
+
+    Args:
+        rows: name → `speed`, `bytes` and `valid`, the mean on the valid queries.
+        valid: name → (queries, 1) values.
+    """
+    rivals: dict[str, str] = {}
+    for name, row in rows.items():
+        better = [
+            other
+            for other, item in rows.items()
+            if item["valid"] > row["valid"]
+            and all(costs_no_more(item[cost], row[cost]) for cost, costs_no_more in CHEAPER.items())
+        ]
+        if better:
+            rivals[name] = max(better, key=lambda other: rows[other]["valid"])
+    p_values = [
+        significance.difference(
+            valid[rival][:, 0], valid[name][:, 0], resamples=config.bootstrap, seed=config.seed, bounds=RANGE
+        ).p
+        for name, rival in rivals.items()
+    ]
+    corrected = dict(zip(rivals, significance.holm(p_values), strict=True)) if rivals else {}
+    judged: dict[str, dict[str, Any]] = {}
+    for name in rows:
+        if name not in rivals:
+            judged[name] = {"front": True, "verdict": "front"}
+            continue
+        below = corrected[name] < SURE
+        text = f"below {rivals[name]}" if below else f"tied with {rivals[name]}"
+        judged[name] = {"front": False, "verdict": text, "rival": rivals[name], "p": corrected[name]}
+    return judged
+
+
+def front_plot(study: Mapping[str, Any], cost: str, label: str) -> str:
+    """nDCG on the test queries over a cost, as SVG: a numbered dot for each complete row, this cost's front joined.
+
+    A row is on the front if no row that costs no more has a better mean on the valid queries. The dots show test
+    queries, so one may lie above the line of the front.
+
+    Args:
+        study: the content of study.json.
+        cost: key of a row, such as `speed`.
+        label: label of the axis of the cost.
+    """
+    rows = {name: row for name, row in study["rows"].items() if name not in study["incomplete"]}
+    points = [
+        plots.Point(
+            name=name,
+            x=float(row[cost]),
+            y=float(study["systems"][name]["measures"][study["headline"]]["mean"]),
+            marked=not any(
+                other["valid"] > row["valid"] and CHEAPER[cost](other[cost], row[cost]) for other in rows.values()
+            ),
+        )
+        for name, row in rows.items()
+    ]
+    ceiling = float(study["systems"][study["ceiling"]]["measures"][study["headline"]]["mean"])
+    axes = plots.Axes(
+        x=label,
+        y=f"{page.label(study['headline'])}, test queries; full: front on the valid queries",
+        rule=ceiling,
+        rule_name=study["ceiling"],
+    )
+    return str(plots.scatter(points, axes))

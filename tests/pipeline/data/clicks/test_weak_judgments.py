@@ -16,7 +16,8 @@ import pytest
 from pipeline import recipe
 from pipeline.artifacts import Artifact
 from pipeline.config import DataConfig, EvaluationConfig, SourceConfig
-from pipeline.data import candidates, check, convert, judgments, sources
+from pipeline.data import candidates, convert, judgments, sources
+from pipeline.data.checks import check
 from pipeline.data.formats import column_map
 from pipeline.errors import ConfigError, InputError, SchemaError
 from pipeline.evaluation import per_query

@@ -363,7 +363,7 @@ def test_pairs_that_nobody_graded_are_left_out_however_many(tmp_path: Path) -> N
         (b"query,title,position,clicked\n" + b"knife,a knife,1,1\n" * 20, "all impressions are at position 1"),
         (b"", "is empty"),
         (
-            gzip.compress(b"query,title,grade\nknife,a knife,1\n"),
+            gzip.compress(b"query,title,grade\nknife,a knife,1\n", mtime=0),
             r"a file of gzip, not a text file; unpack it with `gzip -dc /\S*/ratings.csv > /\S*/unpacked-ratings.csv`",
         ),
         (bz2.compress(b"query,title,grade\nknife,a knife,1\n"), "a file of bzip2"),

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import multiprocessing
 import os
 import shutil
 import sys
@@ -61,7 +62,9 @@ def reserve(folder: Path) -> bool:
     The library of metrics maps files with holes into memory, and a process that writes to a page which the disk has no
     room for ends by SIGBUS.
     """
-    files = _files(folder, os.getpid())
+    process = multiprocessing.current_process().pid  # The library names the files by it.
+    assert process is not None
+    files = _files(folder, process)
     try:
         folder.mkdir(mode=0o700, exist_ok=True)  # What cleans temporary folders may have removed it.
         for path in files:

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.config import GateConfig
-from pipeline.evaluation import gate, significance
+from pipeline.evaluation import gate, gate_rules, significance
 
 Floats = NDArray[np.float64]
 MEASURE = "ndcg@10"
@@ -52,14 +52,14 @@ def rates(queries: int, trials: int, loss: float, seed: int) -> tuple[float, flo
 
 @pytest.mark.parametrize("queries", [1, 5, 20, 60])
 def test_equal_systems_are_seldom_called_better(queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "RESAMPLES", 500)
+    monkeypatch.setattr(gate_rules, "RESAMPLES", 500)
     better, promoted, _ = rates(queries, trials=100, loss=0.0, seed=queries)
     assert better <= 0.06  # 3 %, and the error of 100 trials
     assert promoted == 0 or queries >= GateConfig().min_queries
 
 
 def test_a_planted_loss_of_the_margin_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "RESAMPLES", 500)
+    monkeypatch.setattr(gate_rules, "RESAMPLES", 500)
     _, promoted, _ = rates(250, trials=100, loss=0.005, seed=1)
     assert promoted <= 0.07
 
@@ -67,7 +67,7 @@ def test_a_planted_loss_of_the_margin_is_refused(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.benchmark
 @pytest.mark.parametrize("queries", [1, 5, 20, 50, 250, 1_000])
 def test_gate_errors(queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "RESAMPLES", 1_000)
+    monkeypatch.setattr(gate_rules, "RESAMPLES", 1_000)
     trials = 1_000
     equal, passed, detectable = rates(queries, trials, loss=0.0, seed=queries)
     _, planted, _ = rates(queries, trials, loss=0.005, seed=queries + 1)

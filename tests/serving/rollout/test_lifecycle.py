@@ -301,8 +301,8 @@ def test_a_file_that_cannot_be_opened_for_a_while_delays_a_release(
     assert "Too many open files" in lifecycle.refused.reason
     lifecycle.poll()
     assert lifecycle.current is old
-    assert lifecycle._again is not None
-    lifecycle._again = time.monotonic()
+    assert lifecycle.refusals.retry_at is not None
+    lifecycle.refusals.retry_at = time.monotonic()
     lifecycle.poll()
     assert lifecycle.current.release == new
 

@@ -17,7 +17,7 @@ from pipeline import recipe
 from pipeline.artifacts import Artifact
 from pipeline.config import DataConfig, EvaluationConfig, SourceConfig
 from pipeline.data import candidates, convert, judgments, sources
-from pipeline.data.checks import check
+from pipeline.data.checks import check, check_tables
 from pipeline.data.formats import column_map
 from pipeline.errors import ConfigError, InputError, SchemaError
 from pipeline.evaluation import per_query
@@ -124,7 +124,7 @@ def test_positions_that_no_pair_links_to_the_others_are_left_out_and_counted(
     assert stats["impressions_at_positions_alone"] == 7
     assert "50" not in stats["examination"]
     assert "7 impressions are not used, at positions whose results were shown at none of the others" in caplog.text
-    shown = dict(check._counts(check.describe(source, "log.csv")))
+    shown = dict(check_tables._counts(check.describe(source, "log.csv")))
     assert shown["impressions at positions alone"] == "7"
     assert shown["rows of the log"] == f"{len(frame) + 7:,}"
 

@@ -136,11 +136,11 @@ def ablate(
 
     loaded = recipes.load(Path(recipe), overrides or [])
     from flows import ablate as flow
-    from pipeline.evaluation import ablation
+    from pipeline.evaluation import ablation_table
 
     artifact = flow.ablate(loaded, workspace)
     results = flow.read(artifact)
-    show(results, as_json, ablation.card(results))
+    show(results, as_json, ablation_table.card(results))
     if not as_json:
         console().print(f"table: {artifact.path / 'table.md'}")
 

@@ -22,17 +22,15 @@ from pipeline import disk
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import EvaluationConfig
 from pipeline.errors import ConfigError, SchemaError
-from pipeline.evaluation import page, plots, runs, significance, text_tables
+from pipeline.evaluation import ablation_table, plots, runs, significance
 from pipeline.evaluation.metrics import RANGE
 from pipeline.evaluation.per_query import judged, measures, per_query
 from pipeline.evaluation.per_query import settings as per_query_settings
 from pipeline.evaluation.report_summary import finite
 from pipeline.stage import Stage
-from pipeline.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import RenderableType
 
 STAGE = Stage(
     "ablation",
@@ -43,9 +41,6 @@ STAGE = Stage(
 
 SURE = 0.05
 """A corrected p below this is a difference."""
-
-PAIRWISE = "pairwise"
-"""The measure that is shown beside the headline where it is measured."""
 
 Floats = NDArray[np.float64]
 
@@ -115,8 +110,8 @@ def make(
         )
         text = json.dumps(ablation, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         disk.write_atomically(staging.folder / "ablation.json", text, json.loads)
-        disk.write_atomically(staging.folder / "table.md", markdown(ablation), str)
-        for name in tabled(ablation) if any(trial.line for trial in students) else []:
+        disk.write_atomically(staging.folder / "table.md", ablation_table.markdown(ablation), str)
+        for name in ablation_table.tabled(ablation) if any(trial.line for trial in students) else []:
             drawn = ratio_curves(ablation, students, name)
             disk.write_atomically(staging.folder / f"doses-{name.replace('@', '-')}.svg", drawn, str)
         write_per_query(frames, staging.folder / "per_query.parquet")
@@ -283,57 +278,6 @@ def _choice(
     }
 
 
-def tabled(ablation: Mapping[str, Any]) -> list[str]:
-    """The measures that get a table: the headline, and pairwise accuracy, which tells short lists apart."""
-    return [ablation["headline"], *([PAIRWISE] if PAIRWISE in ablation["measures"] else [])]
-
-
-def _cells(ablation: Mapping[str, Any], measure: str) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of one measure's table, as texts."""
-    first, ceiling = ablation["kinds"][0], ablation["ceiling"]
-    heads = [
-        "system",
-        f"{page.label(measure)} [95 %]",
-        "seeds ±",
-        f"less {first}",
-        "p",
-        "gap closed",
-        f"less {ceiling}",
-    ]
-    rows = []
-    for name, system in ablation["systems"].items():
-        seeds = system["seeds"][measure]
-        row = [name, page.interval(system["measures"][measure], digits=4)]
-        row.append(f"{np.std(seeds, ddof=1):.4f}" if len(seeds) > 1 else "")
-        if name in ablation["kinds"]:
-            over, under, closed = system["first"][measure], system["ceiling"][measure], system["closed"][measure]
-            gain = [page.interval(over, digits=4), page.p_value(over["p"]), "–" if closed is None else f"{closed:.0%}"]
-            row += [*(gain if name != first else ["", "", ""]), page.interval(under, digits=4)]
-        rows.append(row + [""] * (len(heads) - len(row)))
-    return heads, rows
-
-
-def verdict(ablation: Mapping[str, Any]) -> str:
-    """The result of the choice, in a sentence or two."""
-    choice = ablation["choice"]
-    sentence = (
-        f"On {counted(choice['queries'], 'valid query')} {choice['best']} has the best {page.label(choice['measure'])}"
-    )
-    if not choice["tied"]:
-        return f"{sentence}, surely better than every other: it is the default that this supports."
-    tied = ", ".join(choice["tied"])
-    return f"{sentence}, in a tie with {tied}; the simplest of them, {choice['supported']}, is what this supports."
-
-
-def markdown(ablation: Mapping[str, Any]) -> str:
-    """The tables for a README."""
-    lines = [f"**{ablation['title']}** ({counted(ablation['queries'], 'test query')})", ""]
-    for measure in tabled(ablation):
-        heads, rows = _cells(ablation, measure)
-        lines += [*text_tables.markdown(heads, rows), ""]
-    return "\n".join([*lines, verdict(ablation), ""])
-
-
 def ratio_curves(ablation: Mapping[str, Any], students: Sequence[AblationRun], measure: str) -> Markup:
     """An SVG plot of a measure over the ratio of unlabelled pairs.
 
@@ -345,18 +289,3 @@ def ratio_curves(ablation: Mapping[str, Any], students: Sequence[AblationRun], m
         curves.setdefault(trial.line, {})[f"{trial.unlabelled_ratio:g}×"] = means[trial.kind]
     ceiling = ablation["ceiling"]
     return plots.lines(curves, rule=means[ceiling], rule_name=ceiling, tick="{:.3f}", step=0.005)
-
-
-def card(ablation: Mapping[str, Any]) -> "RenderableType":
-    """The tables for a terminal.
-
-    Args:
-        ablation: what ablation.json holds.
-    """
-    from rich.console import Group
-    from rich.text import Text
-
-    parts: list[RenderableType] = [Text(f"{ablation['title']}, {counted(ablation['queries'], 'test query')}")]
-    for measure in tabled(ablation):
-        parts += [text_tables.terminal(*_cells(ablation, measure)), Text()]
-    return Group(*parts, Text(verdict(ablation)))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipeline.evaluation import ablation, page, text_tables
+from pipeline.evaluation import ablation_table, page, text_tables
 from pipeline.text import counted
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ VERDICT = "verdict on valid queries"
 
 def cells(study: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of the table as texts: references first, then the rows by nDCG."""
-    shown = ablation.tabled(study)
+    shown = ablation_table.tabled(study)
     heads = ["method"]
     for measure in shown:
         heads += [f"{page.label(measure)} [95 %]", "gap closed"]

@@ -29,7 +29,7 @@ from flows import comparisons
 from pipeline import artifacts, disk
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import CandidatesConfig, EvaluationConfig, RankerConfig
-from pipeline.evaluation import ablation, page, significance, text_tables
+from pipeline.evaluation import ablation, ablation_table, page, significance, text_tables
 from pipeline.evaluation.ablation import AblationRun
 from pipeline.evaluation.metrics import RANGE
 from pipeline.export import parity, sample
@@ -308,7 +308,7 @@ def table(study: FinishedStudy, runs: Sequence[AblationRun], speeds: Mapping[str
         for split in comparisons.SPLITS
     }
     results = ablation.compared(frames["test"], references, students, comparisons.TEACHER, config)
-    first, second = ablation.tabled(results)
+    first, second = ablation_table.tabled(results)
     kinds = list(results["systems"])
     tables = {split: ablation.query_tables(frame, kinds, [first]) for split, frame in frames.items()}
     rows = []

@@ -17,7 +17,7 @@ from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.config import EvaluationConfig
 from pipeline.errors import ConfigError, SchemaError
-from pipeline.evaluation import ablation, metrics
+from pipeline.evaluation import ablation, ablation_table, metrics
 from pipeline.evaluation.ablation import AblationRun
 from pipeline.evaluation.per_query import measures
 from pipeline.evaluation.report_summary import finite
@@ -150,7 +150,7 @@ def test_a_clear_winner_is_called_one(world: dict[str, Any]) -> None:
     content = found_in(ablation_of(world, students=students, measure="pairwise"))
     assert content["choice"]["tied"] == []
     assert content["choice"]["supported"] == "soft"
-    assert "surely better than every other" in ablation.verdict(content)
+    assert "surely better than every other" in ablation_table.verdict(content)
 
 
 def test_the_valid_queries_alone_choose(world: dict[str, Any]) -> None:
@@ -171,7 +171,7 @@ def test_tables_name_every_system_and_the_verdict(world: dict[str, Any]) -> None
     artifact = ablation_of(world)
     content = found_in(artifact)
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(ablation.card(content))
+    console.print(ablation_table.card(content))
     for text in (artifact.file("table.md").read_text(encoding="utf-8"), console.export_text()):
         for kind in NOISE:
             assert kind in text
@@ -244,7 +244,7 @@ def test_queries_of_one_grade_each_have_no_pairwise_accuracy_and_every_table_lea
         }
     )
     assert content["systems"]["soft"]["closed"] == {name: None if name == "pairwise" else 1.0 for name in names}
-    table = ablation.markdown(content)
+    table = ablation_table.markdown(content)
     assert "nan" not in table.lower()
     assert table.count("| soft |") == 2
     with pytest.raises(SchemaError, match="'pairwise' is defined for none of the valid queries"):

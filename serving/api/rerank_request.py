@@ -53,7 +53,6 @@ Documents = Annotated[list[Document], Field(fail_fast=True), BeforeValidator(_fe
 FirstStageScores = Annotated[list[Score], Field(fail_fast=True), BeforeValidator(_few)]
 RankFields = Annotated[list[str], Field(fail_fast=True), MaxLen(MAX_RANK_FIELDS), AfterValidator(_all_different)]
 
-_CUT_AT_END = RefusedField("texts are cut at their end, leave it out", accepted=("Right", "right"))
 
 TEI_RERANK = ClientShape(
     client="text-embeddings-inference",

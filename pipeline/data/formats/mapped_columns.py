@@ -1,0 +1,177 @@
+"""Reads the mapped columns of one CSV, TSV, JSON lines or Parquet file: each under its key, known roles as texts."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import text
+from pipeline.data.clicks import impressions
+from pipeline.data.formats import (
+    column_advice,
+    document_lists,
+    nested,
+    parquet_reader,
+    row_locations,
+    separated_files,
+    tables,
+    text_files,
+)
+from pipeline.data.formats.column_map import JSON_LINES, delimiter_of, roles, samples_of
+from pipeline.data.formats.row_locations import FileRows
+from pipeline.data.formats.text_files import STRING
+from pipeline.errors import SchemaError
+
+
+def read(file: Path, columns: Mapping[str, str]) -> pa.Table:
+    """The mapped columns of one file under their keys; known roles as texts."""
+    wanted = list(dict.fromkeys(columns.values()))
+    suffix = file.suffix.lower()
+    if suffix in JSON_LINES:
+        return _read_json(file, columns)
+    delimiter = "" if suffix == ".parquet" else delimiter_of(file, wanted)
+    names = separated_files.header(file, delimiter) if delimiter else parquet_reader.column_names(file)
+    if not set(wanted) <= set(names):
+        raise SchemaError(f"{file}: {column_advice.fault(columns, samples_of(file, wanted))}")
+    rows = (
+        separated_files.titled(file, wanted, delimiter=delimiter)
+        if delimiter
+        else parquet_reader.read_foreign(file, wanted)
+    )
+    known = roles(columns)
+    cells = {
+        role: _text(rows[name], role, f"{file}: column {name!r}") if role in known else rows[name]
+        for role, name in columns.items()
+    }
+    return pa.table(cells)
+
+
+def rows_of(file: Path, count: int, wanted: Sequence[str]) -> FileRows:
+    """The rows of one file, to be named in messages; `wanted` are the names of its mapped columns."""
+    suffix = file.suffix.lower()
+    if suffix == ".parquet":
+        return row_locations.numbered(file, count)
+    if suffix in JSON_LINES:
+        return row_locations.one_a_line(file, count)
+    return row_locations.separated(file, count, lambda: delimiter_of(file, wanted))
+
+
+def _text(values: pa.ChunkedArray, role: str, shown: str) -> pa.ChunkedArray:
+    """The column of a role as text, or as lists of texts; null becomes an empty string.
+
+    Args:
+        values: the column.
+        role: the key of the map that names it.
+        shown: the file and the column, for messages.
+    """
+    is_listed = role in document_lists.LISTED and nested.is_list(values.type)
+    if pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type):
+        values = _decoded(values, shown)
+    if role in ("query_id", "doc_id") and pa.types.is_floating(values.type):
+        values = _whole_numbers(values, role, shown)
+    if not _fits(values.type.value_type if is_listed else values.type, role):
+        raise SchemaError(
+            f"{shown}, mapped as {role}, is {values.type}, not text; write it as text, or map another column"
+        )
+    if is_listed:
+        return pc.cast(values, pa.list_(STRING))
+    return pc.fill_null(pc.cast(values, STRING), "")
+
+
+def _fits(kind: pa.DataType, role: str) -> bool:
+    """Whether a role takes values of a type as text."""
+    fits = tables.is_text(kind)
+    if role in ("query_id", "doc_id", "grade", *impressions.ROLES):
+        fits |= pa.types.is_integer(kind)
+    if role in ("grade", *impressions.ROLES):
+        fits |= pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_boolean(kind)
+    if role in impressions.ROLES:
+        fits |= pa.types.is_timestamp(kind)
+    return fits
+
+
+def _decoded(values: pa.ChunkedArray, shown: str) -> pa.ChunkedArray:
+    """Bytes as the text that they are in UTF-8, as some programs write text into Parquet."""
+    try:
+        return pc.cast(pc.cast(values, pa.large_binary()), STRING)
+    except pa.ArrowInvalid as error:
+        raise SchemaError(f"{shown} holds bytes that are not UTF-8; write it as text, or map another column") from error
+
+
+def _whole_numbers(values: pa.ChunkedArray, role: str, shown: str) -> pa.ChunkedArray:
+    """Ids as whole numbers, which pandas writes as floats where one of them is missing."""
+    try:
+        return pc.cast(values, pa.int64())
+    except pa.ArrowInvalid as error:
+        raise SchemaError(
+            f"{shown}, mapped as {role}, holds fractions ({error}); write it as text, or map another column"
+        ) from error
+
+
+def _read_json(file: Path, columns: Mapping[str, str]) -> pa.Table:
+    """The mapped columns of a JSON lines file under their keys; known roles as texts."""
+    values: dict[str, list[Any]] = {role: [] for role in columns}
+    known = roles(columns)
+    never_seen, number, problem = set(columns.values()), 0, ""
+    has_paths = any("." in name for name in columns.values())
+    for number, row in text_files.json_lines(file):
+        cells = nested.flat(row) if has_paths else row
+        never_seen -= cells.keys()
+        for role, name in columns.items():
+            value = _json_text(cells.get(name), role) if role in known else cells.get(name)
+            values[role].append(value)
+            if (value is None or name not in cells) and not problem:
+                reason = _json_fault(cells, role, name, is_no_text=value is None and role in known)
+                problem = reason and f"line {number}: {reason}; it has {list(row)[:40]}"
+    if never_seen and number:
+        raise SchemaError(f"{file}: {column_advice.fault(columns, samples_of(file, list(columns.values())))}")
+    if problem:
+        raise SchemaError(f"{file}, {problem}")
+    return pa.table({role: _json_column(file, role, cells, is_text=role in known) for role, cells in values.items()})
+
+
+def _json_fault(cells: Mapping[str, Any], role: str, name: str, *, is_no_text: bool) -> str:
+    """The reason why a row of JSON cannot have this value under a name or path; empty where it can."""
+    if name not in cells and (holder := nested.obstacle(cells, name)):
+        return f"{holder!r} is {json.dumps(cells[holder])[:60]}, not an object, and {name!r} names a field of it"
+    return f"{name!r} is {json.dumps(cells.get(name))[:60]}, not a text for {role}" if is_no_text else ""
+
+
+def _json_column(file: Path, role: str, cells: Sequence[Any], *, is_text: bool) -> pa.Array:
+    has_lists = is_text and any(isinstance(cell, list) for cell in cells)
+    try:
+        if has_lists:
+            return pa.array([_entries(cell) for cell in cells], pa.list_(STRING))
+        return pa.array(cells, STRING) if is_text else pa.array(cells)
+    except UnicodeEncodeError as error:
+        faults = (next(filter(None, map(text.fault, _entries(cell))), None) for cell in cells)
+        index, reason = next(((index, fault) for index, fault in enumerate(faults) if fault), (0, str(error)))
+        (location,) = row_locations.in_files([row_locations.one_a_line(file, len(cells))], file)([index])
+        raise SchemaError(f"{file}, {location}: the {role} {reason}") from error
+    except pa.ArrowException as error:
+        raise SchemaError(f"{file}: the column for {role} has values of different kinds ({error})") from error
+
+
+def _entries(cell: Any) -> list[str]:
+    """The texts of a list; of a text the text itself, and none of an empty one."""
+    if isinstance(cell, list):
+        return [entry for entry in cell if isinstance(entry, str)]
+    return [cell] if cell and isinstance(cell, str) else []
+
+
+def _json_text(value: Any, role: str) -> str | list[str] | None:
+    """The text or texts of a JSON value for a role; None where the value is of a type that the role does not take."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and role in document_lists.LISTED:
+        entries = [_json_text(entry, role) for entry in value]
+        return [entry for entry in entries if isinstance(entry, str)] if None not in entries else None
+    if value is None:
+        return None if role in impressions.ROLES else ""  # Of an id, a query or a grade, that is a fault of its row.
+    if isinstance(value, bool):
+        return str(value).lower() if role in ("clicked", "grade") else None
+    number = isinstance(value, (int, float) if role in ("grade", *impressions.ROLES) else int)
+    return str(value) if number and role in ("query_id", "doc_id", "grade", *impressions.ROLES) else None

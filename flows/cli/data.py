@@ -45,7 +45,7 @@ def data_check(
     recipe = sources.recipe_at(path, overrides or [])
     chosen = any_data(path, format, columns, labels, overrides)
     # A recipe says itself how much evidence its click logs need.
-    reports = check.examine_all(chosen, Path(), reader.read if sources.is_recipe(path) else short_logs.read)
+    reports = check.examine(chosen, Path(), reader.read if sources.is_recipe(path) else short_logs.read)
     if as_json:
         show(reports[0].to_dict() if len(reports) == 1 else [report.to_dict() for report in reports], as_json)
     for report in () if as_json else reports:

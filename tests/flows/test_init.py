@@ -204,17 +204,17 @@ def test_a_short_click_log_is_checked_and_converted_by_the_same_evidence(tmp_pat
     log = _clicks(tmp_path / "log.csv", turns=5)
     seen, _ = init.write(str(log), tmp_path / "own.toml")
     (named,) = sources.of_any_data(str(log))
-    (report,) = check.examine_all([named], Path(), short_logs.read)
+    (report,) = check.examine([named], Path(), short_logs.read)
     assert (report.judgments, report.clicks[0]["min_examined"]) == (seen.judgments, 3.0)
     shown = io.StringIO()
     Console(file=shown, width=140).print(check_tables.render(report))
     assert re.search(r"examined impressions that a judged pair needs +3", shown.getvalue())
     out = convert.convert(log, "auto", tmp_path / "out", named.columns)
     assert readers.read(SourceConfig(path=str(out)), Path()).judgments.num_rows == seen.judgments
-    (stated,) = check.examine_all(recipes.load(tmp_path / "own.toml", []).data.sources, Path())
+    (stated,) = check.examine(recipes.load(tmp_path / "own.toml", []).data.sources, Path())
     assert stated.judgments == seen.judgments
     with pytest.raises(SchemaError, match="no pair has 10 examined impressions"):
-        check.examine_all([named], Path())
+        check.examine([named], Path())
 
 
 def test_a_click_log_without_evidence_is_answered_with_what_is_missing_and_what_to_do(tmp_path: Path) -> None:

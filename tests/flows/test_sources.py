@@ -84,10 +84,10 @@ def test_two_folders_of_one_name_are_not_mixed(copied: Trained, tmp_path: Path) 
 
 
 def test_the_sources_of_a_recipe_are_checked_together(apart: Path) -> None:
-    checks = check.examine_all(sources.named(str(apart / "own.toml")), Path())
+    checks = check.examine(sources.named(str(apart / "own.toml")), Path())
     assert [(report.documents, len(report.faults)) for report in checks] == [(150, 0)]
     assert check.hint(checks) == ""
-    alone = check.examine_all(sources.named(str(apart / "judged")), Path())
+    alone = check.examine(sources.named(str(apart / "judged")), Path())
     assert alone[0].faults
     assert "relevance data check RECIPE" in check.hint(alone)
 

@@ -59,16 +59,7 @@ class DataReport:
         return asdict(self) | {"faults": [fault.to_dict() for fault in self.faults]}
 
 
-def examine(path: Path | str, format: str = "auto", columns: Mapping[str, str] | None = None) -> DataReport:
-    """Reads one source and describes it; see `examine_all`.
-
-    Args:
-        columns: the map of a table's columns; see `SourceConfig.columns`.
-    """
-    return examine_all([SourceConfig(path=str(path), format=format, columns=columns or {})], Path())[0]
-
-
-def examine_all(
+def examine(
     configs: Sequence[SourceConfig], root: Path, read: Callable[[SourceConfig, Path], Source] = sources.read
 ) -> list[DataReport]:
     """Reads sources and describes each collection; sources of one name are one collection, as in a recipe.

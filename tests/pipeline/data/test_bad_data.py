@@ -227,7 +227,7 @@ def test_what_cannot_be_read_is_one_error_everywhere(tmp_path: Path, name: str) 
     with pytest.raises(SchemaError, match=message):
         convert.convert(tmp_path / "source", "auto", tmp_path / "out")
     with pytest.raises(SchemaError, match=message):
-        check.examine(tmp_path / "source")
+        check.examine([source], Path())
     assert left_behind(tmp_path / "work") == []
     assert not [path for path in tmp_path.iterdir() if path.name not in ("source", "work")]
 
@@ -244,7 +244,7 @@ def test_a_row_that_cannot_be_used_is_named_dropped_if_wanted_and_listed_by_chec
     assert left_behind(tmp_path / "work") == []
     assert not [path for path in tmp_path.iterdir() if path.name not in ("source", "work")]
 
-    report = check.examine(tmp_path / "source")
+    (report,) = check.examine([SourceConfig(path=str(tmp_path / "source"))], Path())
     reasons = [str(fault) for fault in report.faults]
     assert len([reason for reason in reasons if pd.Series([reason]).str.contains(message).item()]) == 1
     assert sum(sum(kinds.values()) for kinds in report.dropped.values()) == len(reasons)
@@ -256,7 +256,7 @@ def test_a_row_that_cannot_be_used_is_named_dropped_if_wanted_and_listed_by_chec
 
 def test_a_pair_with_two_grades_is_named_by_check(tmp_path: Path) -> None:
     beir(tmp_path / "source", grades=("1", "2"))
-    report = check.examine(tmp_path / "source")
+    (report,) = check.examine([SourceConfig(path=str(tmp_path / "source"))], Path())
     assert [str(fault) for fault in report.faults] == [
         "judgments, qrels/test.tsv, line 4: query_id 'q1', doc_id 'd1' has grade 2 here and 1 before"
     ]
@@ -266,7 +266,8 @@ def test_a_surrogate_does_not_hide_the_nul_of_another_row(tmp_path: Path) -> Non
     beir(tmp_path, title="\ud800")
     file = tmp_path / "corpus.jsonl"
     file.write_text(file.read_text() + json.dumps({"_id": "d2", "title": "\x00", "text": ""}) + "\n")
-    reasons = [fault.reason for fault in check.examine(tmp_path).faults if fault.table == "documents"]
+    (report,) = check.examine([SourceConfig(path=str(tmp_path))], Path())
+    reasons = [fault.reason for fault in report.faults if fault.table == "documents"]
     assert reasons == ["title contains a lone surrogate, so it is not valid Unicode", "title contains a NUL character"]
 
 

@@ -88,7 +88,7 @@ def test_a_source_of_nothing_is_refused_wherever_it_is_read(name: str, tmp_path:
     source = NOTHING[name](tmp_path / "source")
     good = _beir(tmp_path / "good", DOCUMENTS, QUERIES, HEAD + "q1\td1\t1\n")
     uses: list[Callable[[], object]] = [
-        lambda: check.examine_all([source], Path()),
+        lambda: check.examine([source], Path()),
         lambda: convert.convert(source.path, "auto", tmp_path / "out", source.columns),
         lambda: corpus.make(tmp_path, [source], Path(), "drop"),
         lambda: corpus.make(tmp_path, [good, source], Path(), "drop"),
@@ -113,7 +113,7 @@ def test_a_file_of_nothing_beside_others_is_named_and_its_table_listed(
     documents: str, queries: str, qrels: str, file: str, table: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = _beir(tmp_path / "source", documents, queries, qrels)
-    (report,) = check.examine_all([source], Path())
+    (report,) = check.examine([source], Path())
     assert table in report.noticed["tables without rows"].examples
     assert any(file in record.message and "has no rows" in record.message for record in caplog.records)
     with pytest.raises(SchemaError, match="no judgments"):

@@ -42,7 +42,7 @@ def test_kuake_shares_queries_between_its_published_splits(shared_data: Path, tm
     config = DataConfig(root=str(shared_data), sources=(SourceConfig(path="kuake_qtr"),), splits="source")
     with pytest.raises(SchemaError, match=r"kuake_qtr: 2,201 queries stand in more.*in train and valid.*\"hash\""):
         judgments.make(tmp_path, config)
-    report = check.examine(shared_data / "kuake_qtr")
+    (report,) = check.examine([SourceConfig(path=str(shared_data / "kuake_qtr"))], Path())
     assert report.noticed["queries in more than one published split"].count == 2201
     assert report.faults == ()
 

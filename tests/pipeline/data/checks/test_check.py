@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
+from pipeline.config import SourceConfig
 from pipeline.data.checks import check, check_tables, text_lengths
 
 
@@ -40,7 +41,7 @@ def shop(tmp_path: Path) -> Path:
 
 
 def test_counts_and_what_is_odd(shop: Path) -> None:
-    report = check.examine(shop)
+    (report,) = check.examine([SourceConfig(path=str(shop))], Path())
     assert (report.documents, report.queries, report.judged_queries, report.judgments) == (4, 5, 4, 7)
     assert report.grades == {"0": 1, "1": 4, "2": 2}
     assert report.splits == {
@@ -96,7 +97,7 @@ def test_the_report_is_plain_for_json_and_readable_on_a_terminal(shop: Path) -> 
     frame = pd.read_parquet(file)
     frame.loc[len(frame)] = ["q1", "[red]nothing[/red]", 1, "train"]
     frame.to_parquet(file)
-    report = check.examine(shop)
+    (report,) = check.examine([SourceConfig(path=str(shop))], Path())
     assert json.loads(json.dumps(report.to_dict()))["faults"] == [
         {
             "table": "judgments",
@@ -116,6 +117,6 @@ def test_the_report_is_plain_for_json_and_readable_on_a_terminal(shop: Path) -> 
 def test_documents_alone_can_be_checked(shop: Path) -> None:
     (shop / "judgments.parquet").unlink()
     (shop / "queries.parquet").unlink()
-    report = check.examine(shop)
+    (report,) = check.examine([SourceConfig(path=str(shop))], Path())
     assert (report.documents, report.judgments, report.list_lengths) == (4, 0, None)
     assert check_tables.render(report)

@@ -59,7 +59,7 @@ def test_a_word_without_a_grade_is_counted_and_the_labels_that_fit_are_named_eve
     with pytest.raises(SchemaError, match=rf"{re.escape(counts)}.*data\.faulty_rows") as raised:
         judgments.make(tmp_path / "work", DataConfig(sources=(recipe,)))
     assert suggested(str(raised.value)) == fit
-    (report,) = check.examine_all([recipe], Path())
+    (report,) = check.examine([recipe], Path())
     assert suggested(check.hint([report])) == fit
     assert not (tmp_path / "out").exists()
     labelled = sources.read(SourceConfig(path=source.path, columns=COLUMNS, labels=fit), Path())

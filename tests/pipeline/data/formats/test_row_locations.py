@@ -22,7 +22,7 @@ ROWS = [
 
 
 def faults(*configs: SourceConfig) -> list[str]:
-    return [str(fault) for report in check.examine_all(configs, Path()) for fault in report.faults]
+    return [str(fault) for report in check.examine(configs, Path()) for fault in report.faults]
 
 
 def written(separator: str) -> str:
@@ -136,7 +136,7 @@ def test_equal_judgments_are_counted_when_they_are_merged(tmp_path: Path, caplog
     rows = ["query,title,grade", *["pan,a pan,1"] * 3, "pan,a pan,2", "pot,a pot,0"]
     (tmp_path / "own.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     source = SourceConfig(path=str(tmp_path / "own.csv"), columns=COLUMNS)
-    (report,) = check.examine_all([source], Path())
+    (report,) = check.examine([source], Path())
     notice = report.noticed["equal judgments of one pair, which are merged"]
     assert (notice.count, notice.examples[0]) == (2, "pan: a pan")
     with caplog.at_level("INFO"):

@@ -236,7 +236,9 @@ def _in_use(folder: Path, names: Sequence[str] = _STORES) -> bool:
 
 
 def _old(path: Path) -> bool:
-    return time.time() - path.stat().st_mtime > UNCLAIMED_DAYS * 86_400
+    """Whether nothing in it was changed for UNCLAIMED_DAYS, since it was made or came from a backup."""
+    state = path.stat()
+    return time.time() - max(state.st_mtime, state.st_ctime) > UNCLAIMED_DAYS * 86_400
 
 
 def _is_locked(path: Path) -> bool:

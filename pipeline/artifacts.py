@@ -158,17 +158,28 @@ def is_fingerprint(name: str) -> bool:
 
 
 def finished(workspace: Path, kind: str) -> list[Path]:
-    """The folders of all finished artifacts of a kind, the oldest first. Their content is not looked at."""
+    """The folders of all finished artifacts of a kind, the oldest first, damaged ones too.
+
+    The order is that of the times in their manifests, as a copy or a restored backup has new file times.
+    """
     dated = []
     for path in _entries(workspace / "artifacts" / kind):
         if is_fingerprint(path.name):
             try:
-                # The manifest is written last and never again; a damaged artifact may lack it.
-                manifest = path / MANIFEST
-                dated.append(((manifest if manifest.exists() else path).stat().st_mtime_ns, path))
+                dated.append((*_creation_time(path), path))
             except FileNotFoundError:
                 continue  # Removed meanwhile.
-    return [path for _, path in sorted(dated)]
+    return [path for *_, path in sorted(dated)]
+
+
+def _creation_time(path: Path) -> tuple[float, int]:
+    """When an artifact was made, as its manifest says or else its files, in seconds; its time on the disk in ns."""
+    manifest = path / MANIFEST
+    written = (manifest if manifest.exists() else path).stat().st_mtime_ns
+    try:
+        return datetime.fromisoformat(read_manifest(path).created).timestamp(), written
+    except (ArtifactError, ValueError):
+        return written // 10**9, written
 
 
 def folder_of(workspace: Path, fingerprint: str) -> Path | None:

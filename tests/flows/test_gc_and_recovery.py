@@ -196,15 +196,28 @@ def test_gc_removes_nothing_while_it_is_not_known_which_release_was_live(copied:
     assert registry.ids() == [ids[0]]
 
 
-def test_gc_removes_nothing_while_what_a_release_was_made_from_cannot_be_read(copied: Trained) -> None:
+def test_gc_leaves_unclaimed_work_of_a_restored_backup(copied: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restored folder has its old times; that it was put there today says that somebody wants to go on."""
+    unclaimed = copied.workspace / "artifacts" / "teacher" / f"{'0' * 32}.checkpoint"
+    unclaimed.mkdir()
+    os.utime(unclaimed, (0, 0))
+    gc.gc(copied.workspace, keep=1, act=True)
+    assert unclaimed.is_dir()
+    monkeypatch.setattr(gc, "UNCLAIMED_DAYS", -1.0)
+    gc.gc(copied.workspace, keep=1, act=True)
+    assert not unclaimed.exists()
+
+
+def test_gc_removes_nothing_while_what_a_release_was_made_from_cannot_be_read(
+    copied: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else all that the unreadable artifact was made from would look as if nothing needed it."""
     release = copied.outcome.release
     ranker = artifacts.folder_of(copied.workspace, release.manifest.inputs["ranker"])
     assert ranker is not None
     model = artifacts.folder_of(copied.workspace, artifacts.read_manifest(ranker).inputs["model"])
     assert model is not None
-    for path in (copied.workspace / "artifacts").glob("*/*"):
-        os.utime(path, (0, 0))
+    monkeypatch.setattr(gc, "UNCLAIMED_DAYS", -1.0)  # What belongs to no release counts as old.
     intact = (model / artifacts.MANIFEST).read_bytes()
     (model / artifacts.MANIFEST).write_bytes(intact[:-100])
     before = sorted((copied.workspace / "artifacts").rglob("*"))

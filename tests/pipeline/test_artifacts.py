@@ -9,6 +9,8 @@ import sys
 import textwrap
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +217,20 @@ def test_no_other_file_decides_by_itself_what_is_finished() -> None:
                 if called and node.func.attr in ("glob", "rglob") and "MANIFEST" in ast.dump(node):  # type: ignore[attr-defined]
                     guilty.append(path)
     assert not guilty
+
+
+def test_the_oldest_is_first_whatever_the_file_times_of_a_copy_say(tmp_path: Path) -> None:
+    """A copied or restored workspace has file times of its own; a damaged manifest leaves the file's time alone."""
+    years = {2024: "2024-05-01T00:00:00+00:00", 2025: "", 2026: "2026-05-01T00:00:00+00:00"}
+    folders = []
+    for number, (year, created) in enumerate(years.items()):
+        path = _make(tmp_path, config={"year": year}).path
+        manifest = replace(artifacts.read_manifest(path), created=created)
+        (path / artifacts.MANIFEST).write_text(manifest.to_json() if created else "{", encoding="utf-8")
+        copied = datetime(2025, 12 - number, 1, tzinfo=UTC).timestamp()
+        os.utime(path / artifacts.MANIFEST, (copied, copied))
+        folders.append(path)
+    assert artifacts.finished(tmp_path, "thing") == folders
 
 
 def test_a_file_is_read_once_for_its_digests_as_long_as_it_is_unchanged(

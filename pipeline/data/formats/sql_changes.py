@@ -229,10 +229,11 @@ class FollowedTable:
                 )
         newest = Mark.of(value, where)
         moment = newest.moment()
-        if moment is not None and moment > datetime.datetime.now(moment.tzinfo) + FUTURE:
+        if moment is not None and moment > (now := datetime.datetime.now(moment.tzinfo)) + FUTURE:
             raise SchemaError(
                 f"{where}: its newest value {newest.text} lies in the future, so rows that are written from now on "
-                "would not be read; correct that row, or the clock that wrote it"
+                "would not be read; correct that row, or the clock that wrote it, or that of this machine, which says "
+                f"{now.isoformat(sep=' ', timespec='seconds')}"
             )
         return newest
 

@@ -83,7 +83,7 @@ def _data(seen: Look) -> list[str]:
         "[data]",
         *[f"# The environment variable {name} is read in the place of a password." for name in variables],
         *_evidence(seen),
-        "# A source more of the same `name` adds another table of this collection: documents, or more judgments.",
+        "# Sources of one `name` are one collection, such as a table of documents and one of judgments.",
         *_listed("sources", [_inline(source) for source in written]),
         *_left_out(seen),
         *(

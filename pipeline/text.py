@@ -126,7 +126,7 @@ def other_format(path: Path, head: bytes) -> SchemaError | None:
     """The error for a file with these first bytes that is of another format than text; None for any other file."""
     name, advice = next((known for mark, known in _FORMATS.items() if head.startswith(mark)), ("", ""))
     if name == "SQLite" and (known := _tables(path)):
-        addresses = [shlex.quote(f"sqlite:///{path}?table={quote(table)}") for table in known[:20]]
+        addresses = [shlex.quote(f"sqlite:///{path}?table={address_part(table)}") for table in known[:20]]
         advice = f"name one of its tables by an address: {', '.join(addresses)}"
     unpacked = path.stem if path.suffix.lower() in _COMPRESSED else f"unpacked-{path.name}"
     advice = advice.replace("{file}", shlex.quote(str(path))).replace("{unpacked}", beside(path, unpacked))
@@ -143,6 +143,11 @@ def _tables(path: Path) -> list[str]:
             return sorted(name for (name,) in connection.execute(names))
     except sqlite3.Error:
         return []
+
+
+def address_part(name: str) -> str:
+    """A name as an address takes it, percent-encoded but for letters and digits of any script, so it can be read."""
+    return "".join(mark if mark.isalnum() else quote(mark) for mark in name)
 
 
 _LETTERS = string.ascii_letters.encode()

@@ -25,6 +25,7 @@ class DataReport:
     path: str
     format: str
     documents: int
+    """Different ids: a document that stands in two tables of a collection counts once."""
     queries: int
     judged_queries: int
     judgments: int
@@ -96,7 +97,7 @@ def describe(source: Source, path: str) -> DataReport:
     return DataReport(
         path=hide_passwords(path),
         format=source.format,
-        documents=source.documents.num_rows,
+        documents=pc.count_distinct(source.documents["doc_id"], mode="all").as_py(),
         queries=source.queries.num_rows,
         judged_queries=int(rows["query_id"].nunique()),
         judgments=source.judgments.num_rows,

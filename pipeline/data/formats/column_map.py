@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -28,40 +29,63 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
         "query": """
             query search_term search_terms search keyword keywords question search_query query_text q query_string
             user_query raw_query search_phrase search_text search_keyword search_string question_text 查询 查询词 搜索词
+            检索词 关键词 关键字 搜索关键词 查询语句 问题 查詢 搜尋詞 關鍵字 問題
             suchbegriff suchanfrage suchwort requête consulta""",
         "title": """
             title product_title name product_name headline subject document_title doc_title page_title article_title
             passage_title item_title item_name post_title review_title listing_title 标题 商品名称 商品标题
+            题目 名称 品名 商品名 产品名称 文章标题 网页标题 文档标题 標題 名稱 商品名稱
             titel bezeichnung artikelname artikelbezeichnung produktname titre título""",
         "text": """
             text body description content product_description passage document abstract contents document_text
             passage_text doc_text page_content body_text body_html full_text content_text chunk_text answer_text
             post_content item_description long_description review_body product_desc 正文 内容 描述 商品描述
+            文本 全文 详情 商品详情 文章内容 网页内容 內容 內文
             beschreibung artikelbeschreibung produktbeschreibung descripción""",
         "grade": """
             grade relevance label rating stars score judgment judgement gain median_relevance relevance_label
             relevance_score relevance_grade relevance_judgment graded_relevance relevancy rel is_relevant relevant
-            esci_label star_rating 相关性 相关度 评分 bewertung relevanz pertinence relevancia""",
-        "query_id": "query_id qid topic_id question_id search_query_id query_no",
+            esci_label star_rating 相关性 相关度 评分
+            相关程度 是否相关 得分 分数 打分 等级 标签 標籤 相關性 相關度 評分
+            bewertung relevanz pertinence relevancia""",
+        "query_id": """
+            query_id qid topic_id question_id search_query_id query_no
+            查询编号 查询id 问题编号 问题id 查詢編號""",
         "doc_id": """
             doc_id docid docno pid _id product_id product_uid corpus_id passage_id sentence_id document_id item_id sku
             asin article_id page_id post_id answer_id object_id entity_id listing_id 文档编号 商品编号
-            artikelnummer artikelnr produktnummer id""",
+            文档id 商品id 文章编号 文章id 网页编号 产品编号 货号 商品編號 文件編號
+            artikelnummer artikelnr produktnummer 编号 編號 id""",
         "split": "split",
         "positive": "positive positives positive_passage positive_passages positive_document pos",
         "negative": "negative negatives negative_passage negative_passages negative_document hard_negative neg",
-        "position": "position rank pos result_position result_rank",
-        "clicked": "clicked click is_click is_clicked was_clicked click_bool",
-        "session": "session session_id",
-        "time": "time timestamp event_time datetime date_time",
+        "position": "position rank pos result_position result_rank 位置 排名 名次 展示位置",
+        "clicked": "clicked click is_click is_clicked was_clicked click_bool 点击 是否点击 點擊 是否點擊",
+        "session": "session session_id 会话 会话id 会话编号",
+        "time": "time timestamp event_time datetime date_time 时间 点击时间 时间戳 時間",
     }.items()
 }
 """Usual names of each kind of column, the likeliest first; those of one meaning in another spelling are left out."""
 
 OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     "query": ("query1", "sentence1", "anchor", "topic"),
-    "text": ("query2", "sentence2", "sentence", "answer", "reply", "context", "article", "chunk", "snippet", "summary"),
-    "grade": ("is_best", "is_selected", "similarity", "similarity_score"),
+    "text": (
+        "query2",
+        "sentence2",
+        "sentence",
+        "answer",
+        "reply",
+        "context",
+        "article",
+        "chunk",
+        "snippet",
+        "summary",
+        "答案",
+        "回答",
+        "摘要",
+        "简介",
+    ),
+    "grade": ("is_best", "is_selected", "similarity", "similarity_score", "是否最佳"),
     "doc_id": ("uuid", "guid", "uid", "isbn", "handle", "chunk_id"),
 }
 """Names that a column of a kind may have where none has a usual name. As keys of a map they keep such a column."""
@@ -71,6 +95,7 @@ JUDGED = frozenset({"grade", "clicked", "positive"})
 DESCRIBED_OR_JUDGED = JUDGED | {"title", "text"}
 """Keys of a map of which one shows that a table's rows are documents, or say something of documents."""
 
+_BARE_IDS = frozenset(("id", "编号", "編號"))
 _LANGUAGES = """
     ar bg bn ca cs cz da de el en es et eu fa fi fr ga gl he hi hu hy it ja ko lt lv nl pl pt ro ru sr sv th tr uk ur
     vi zh
@@ -139,13 +164,16 @@ def suggest(names: Sequence[str]) -> dict[str, str]:
 
 
 def is_bare_id(name: str) -> bool:
-    """Whether a column is called `id` alone, which names the rows of its own table, whatever these are."""
-    return _spelling(name).strip("_") == "id"
+    """Whether a column is called `id` (编号) alone, which names the rows of its own table, whatever these are."""
+    return _spelling(name).strip("_") in _BARE_IDS
 
 
 def _spelling(name: str) -> str:
-    """A name by which SearchTerm, search-term and "Search Term" are one; a leading underscore stays, as in _score."""
-    plain = name.strip().casefold()
+    """A name by which SearchTerm, search-term, "Search Term" and one in full-width letters are one name.
+
+    A leading underscore stays, as in _score.
+    """
+    plain = unicodedata.normalize("NFKC", name).strip().casefold()
     return "_" * plain.startswith("_") + re.sub(r"[\W_]+", "", plain)
 
 

@@ -164,7 +164,7 @@ def _only_words(words: Counter[str], column: str) -> str:
             f"the grades are {counted(len(words), 'different word')} ({_counted(words, 3)}, …); is {column!r} the "
             "column of grades? Map the one that is: grade=COLUMN"
         )
-    wanted = {word: _guess(word, {}) for word in sorted(words)}
+    wanted = {word: _guess(word, {}, set(words)) for word in sorted(words)}
     return (
         f"the grades are words ({_counted(words)}); say what each is worth, 0 for the least relevant: "
         f"{_labels_written(wanted)}"
@@ -187,20 +187,23 @@ def _missing(words: Counter[str], there: set[str], labels: Mapping[str, int]) ->
     if len(numbers) + len(words) > MOST_WORDS:
         return f"no grade is given for {_counted(words)}; write numbers there, as in the other rows"
     wanted: dict[str, int | None] = {word: grade for word, grade in labels.items() if word in there}
-    wanted |= {word: _guess(word, {}) for word in numbers}
-    wanted |= {word: _guess(word, labels) for word, _ in words.most_common()}
+    wanted |= {word: _guess(word, {}, there) for word in numbers}
+    wanted |= {word: _guess(word, labels, there) for word, _ in words.most_common()}
     stray = "".join(f"; {word!r} stands in no row" for word in labels if word not in there)
     return f"no grade is given for {_counted(words)}{stray}; give every word one, 0 for the least relevant: " + (
         _labels_written(wanted)
     )
 
 
-def _guess(word: str, labels: Mapping[str, int]) -> int | None:
-    """The grade that a word most likely means: that of the same word in other letters, a number, yes or no."""
+def _guess(word: str, labels: Mapping[str, int], there: set[str]) -> int | None:
+    """The grade that a word most likely means: that of the same word in other letters, a number, yes or no.
+
+    Only a label that stands in no row can be this word misspelt. One that does is a word of its own, however near: 相关
+    (relevant) is no other spelling of 不相关 (irrelevant).
+    """
     folded = {label.casefold(): grade for label, grade in labels.items()}
-    near = (
-        [word.casefold()] if word.casefold() in folded else difflib.get_close_matches(word.casefold(), folded, 1, 0.8)
-    )
+    stray = [label.casefold() for label in labels if label not in there]
+    near = [word.casefold()] if word.casefold() in folded else difflib.get_close_matches(word.casefold(), stray, 1, 0.8)
     if near:
         return folded[near[0]]
     number = word.removesuffix(".0")

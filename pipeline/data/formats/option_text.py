@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pipeline.errors import ConfigError
 from pipeline.schema import MAX_GRADE
 
+_FULL_WIDTH = re.compile(r"＝|=[^，,=]*，[^，,=]*=")
+"""A full-width = anywhere, or a full-width comma between one part's = and that of the next."""
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -20,7 +22,7 @@ def parse_columns(text: str) -> dict[str, str]:
         ConfigError: it is not written so, or names a key twice.
     """
     columns: dict[str, str] = {}
-    for part in _parts(text):
+    for part in _parts("columns", text):
         key, equals, name = (piece.strip() for piece in part.partition("="))
         if not (key and equals and name) or key in columns:
             raise ConfigError(
@@ -37,7 +39,7 @@ def parse_labels(text: str) -> dict[str, int]:
         ConfigError: it is not written so, a grade is no whole number from 0 on, or a word is there twice.
     """
     labels: dict[str, int] = {}
-    for part in _parts(text):
+    for part in _parts("labels", text):
         word, equals, grade = (piece.strip() for piece in part.rpartition("="))
         word, equals = (word, equals) if equals else (part, "")
         if not (word and equals and grade.isascii() and grade.isdigit()) or int(grade) > MAX_GRADE or word in labels:
@@ -75,6 +77,16 @@ def toml_key(key: str) -> str:
     return key if _BARE_KEY.fullmatch(key) else json.dumps(key, ensure_ascii=False)
 
 
-def _parts(text: str) -> list[str]:
-    """The parts between commas that are not empty; a part with a comma of its own stands in double quotes."""
+def _parts(name: str, text: str) -> list[str]:
+    """The parts between commas that are not empty; a part with a comma of its own stands in double quotes.
+
+    Raises:
+        ConfigError: signs between the parts are full-width, as a Chinese or Japanese keyboard types them.
+    """
+    if _FULL_WIDTH.search(text):
+        typed = text.replace("＝", "=").replace("，", ",")
+        raise ConfigError(
+            f"--{name}: {text!r} has full-width signs between its parts; type {shlex.quote(typed)}, or where such a "
+            f"sign belongs to a name, write {name} in a recipe's source"
+        )
     return [part for part in next(csv.reader([text], skipinitialspace=True), []) if part]

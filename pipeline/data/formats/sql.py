@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pyarrow as pa
 import sqlalchemy as sa
@@ -32,7 +31,8 @@ from pipeline.data.formats.sql_values import is_set, plain, texts_of, typed
 from pipeline.data.formats.tables import FoundSource, Tables
 from pipeline.errors import ConfigError, MissingError, SchemaError, UnavailableError
 from pipeline.schema import InvalidRow
-from pipeline.secrets import HIDDEN, hide_passwords
+from pipeline.secrets import HIDDEN
+from pipeline.text import address_part
 
 ROWS_AT_ONCE = 10_000
 """Rows that are fetched from a database at once."""
@@ -49,7 +49,7 @@ def find(config: SourceConfig, root: Path) -> FoundSource | None:
     address, name = sql_address.locate(config.path, root)
     content = read(config, root)
     digest = _digest(content)
-    shown = hide_passwords(address.render_as_string(hide_password=True))
+    shown = sql_address.readable(address)
     return FoundSource(name, shown, lambda: digest, lambda: content)
 
 
@@ -62,7 +62,7 @@ def other_tables(url: str, root: Path) -> list[str]:
     finally:
         engine.dispose()
     base = re.sub(r"([?&])table=[^&]*&?", r"\1", url).rstrip("?&")
-    return [f"{base}{'&' if '?' in base else '?'}table={quote(other)}" for other in names]
+    return [f"{base}{'&' if '?' in base else '?'}table={address_part(other)}" for other in names]
 
 
 def samples_of(config: SourceConfig, root: Path) -> dict[str, str]:

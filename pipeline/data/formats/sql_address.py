@@ -9,7 +9,7 @@
 import os
 import re
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError
@@ -17,6 +17,8 @@ from sqlalchemy.exc import ArgumentError
 from pipeline.errors import ConfigError, MissingError
 from pipeline.secrets import HIDDEN, hide_passwords, is_secret
 
+_ENCODED = re.compile(r"(?:%[89A-Fa-f][0-9A-Fa-f])+")
+"""Percent-encoded bytes of characters beyond ASCII."""
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -76,9 +78,15 @@ def _value_of(variable: re.Match[str]) -> str:
     return quote(value, safe="")
 
 
+def readable(address: sa.URL) -> str:
+    """An address without its password, for messages: names that are not ASCII as a person writes them."""
+    shown = hide_passwords(address.render_as_string(hide_password=True))
+    return _ENCODED.sub(lambda coded: unquote(coded[0]), shown)
+
+
 def shown_as(address: sa.URL, source: str) -> str:
     """An address without its password, and the table or query that is read, for messages."""
-    return f"{hide_passwords(address.render_as_string(hide_password=True))}, {source}"
+    return f"{readable(address)}, {source}"
 
 
 def secrets_of(address: sa.URL) -> list[str]:

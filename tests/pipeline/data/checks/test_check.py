@@ -120,3 +120,13 @@ def test_documents_alone_can_be_checked(shop: Path) -> None:
     (report,) = check.examine([SourceConfig(path=str(shop))], Path())
     assert (report.documents, report.judgments, report.list_lengths) == (4, 0, None)
     assert check_tables.render(report)
+
+
+def test_a_document_of_two_tables_of_a_collection_counts_once(tmp_path: Path) -> None:
+    (tmp_path / "ratings.csv").write_text("query,doc_id,title,grade\nknife,1,a knife,1\n", encoding="utf-8")
+    (tmp_path / "documents.csv").write_text("doc_id,title\n1,a knife\n2,a fork\n", encoding="utf-8")
+    described = {"doc_id": "doc_id", "title": "title"}
+    judged = SourceConfig(path="ratings.csv", name="shop", columns={**described, "query": "query", "grade": "grade"})
+    sources = [judged, SourceConfig(path="documents.csv", name="shop", columns=described)]
+    (report,) = check.examine(sources, tmp_path)
+    assert (report.documents, report.judgments, report.faults) == (2, 1, ())

@@ -75,6 +75,20 @@ TABLES: dict[str, tuple[str, str]] = {
         "搜索词,商品编号,商品标题,描述,相关度",
         "query=搜索词 title=商品标题 text=描述 grade=相关度 doc_id=商品编号",
     ),
+    "Chinese titles alone": ("编号,题目,摘要", "title=题目 text=摘要 doc_id=编号"),
+    "Chinese web pages": (
+        "关键词,网页编号,题目,得分",
+        "query=关键词 title=题目 grade=得分 doc_id=网页编号",
+    ),
+    "Chinese answers": ("问题,文章编号,是否最佳", "query=问题 grade=是否最佳 doc_id=文章编号"),
+    "Chinese clicks": (
+        "关键字,文章编号,位置,是否点击,时间,会话",
+        "query=关键字 doc_id=文章编号 position=位置 clicked=是否点击 session=会话 time=时间",
+    ),
+    "Chinese shop in traditional characters": (
+        "關鍵字,商品編號,商品名稱,內容,評分",
+        "query=關鍵字 title=商品名稱 text=內容 grade=評分 doc_id=商品編號",
+    ),
     "German shop": (
         "Suchbegriff,Artikelnummer,Bezeichnung,Beschreibung,Bewertung",
         "query=Suchbegriff title=Bezeichnung text=Beschreibung grade=Bewertung doc_id=Artikelnummer",

@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 from pydantic import TypeAdapter
 
+from pipeline import text
 from pipeline.config import SourceConfig
 from pipeline.data import sources
 from pipeline.data.formats import registry, sql
 from pipeline.data.sources import Source
-from pipeline.errors import InputError, SchemaError
+from pipeline.errors import InputError, MissingError, SchemaError
 
 
 def lines(path: Path, *rows: str, encoding: str = "utf-8", end: str = "\n") -> None:
@@ -516,6 +517,20 @@ def test_another_table_of_a_database_and_many_rows(tmp_path: Path) -> None:
     source = sources.read(SourceConfig(path="sqlite:///shop.db?table=articles", name="shop"), tmp_path)
     assert source.name == "shop"
     assert source.documents["upvotes"].to_pylist() == list(range(count))
+
+
+def test_names_beyond_ascii_stand_in_messages_as_a_person_writes_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store(tmp_path / "商店.db", [(1, "a", "", 1)], "文章")
+    with caplog.at_level("INFO"):
+        assert sources.read(SourceConfig(path="sqlite:///商店.db?table=文章"), tmp_path).documents.num_rows == 1
+    assert "商店.db: sql, 1 document" in caplog.text
+    assert sql.other_tables("sqlite:///商店.db", tmp_path) == ["sqlite:///商店.db?table=文章"]
+    with pytest.raises(MissingError, match=r"商店\.db.*no such table; it has 文章"):
+        sources.read(SourceConfig(path="sqlite:///商店.db?table=评分"), tmp_path)
+    with (tmp_path / "商店.db").open("rb") as file:
+        assert "商店.db?table=文章'" in str(text.other_format(tmp_path / "商店.db", file.read(100)))
 
 
 def test_the_digest_of_a_database_follows_its_content(tmp_path: Path) -> None:

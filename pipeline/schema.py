@@ -9,6 +9,7 @@ pairs       row_id, query_id, doc_id, grade, split, source
 scores      row_id, score
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,15 @@ UNLABELLED = "unlabelled"
 NO_GRADE = -1
 """The grade of pairs without a grade."""
 
+_GRADE = re.compile(r"0*([0-9]{1,2})")
+
 ColumnType = Literal["string", "int", "float", "bool", "any"]
+
+
+def grade_of(digits: str) -> int | None:
+    """The grade that this text is, from 0 to MAX_GRADE; None for any other text, such as a number of many digits."""
+    match = _GRADE.fullmatch(digits)
+    return grade if match and (grade := int(match[1])) <= MAX_GRADE else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from pipeline.config import SourceConfig
 from pipeline.data.formats import option_text, tables
 from pipeline.errors import ConfigError, SchemaError
-from pipeline.schema import MAX_GRADE, InvalidRow
+from pipeline.schema import MAX_GRADE, InvalidRow, grade_of
 from pipeline.text import counted
 
 STEPS_PER_POINT = 3
@@ -31,6 +31,8 @@ MOST_RATING = 2.0**31
 """A value of a column of grades that is as large as this is a fault of the row: it is an id, or a time."""
 MOST_WORDS = 20
 """Number of different words from which a column is not taken for one of grades."""
+MOST_CHARACTERS = 100
+"""Characters of a word, beyond which it is not taken for a grade."""
 MOST_OF_SCALE = 1000
 """The highest grade of a scale that is suggested; larger numbers are ids."""
 MOST_TOO_HIGH = 0.2
@@ -159,7 +161,7 @@ def _scale(numbers: npt.NDArray[np.float64], config: SourceConfig, shown: str) -
 
 def _only_words(words: Counter[str], column: str) -> str:
     """The message that a column of grades holds words alone."""
-    if len(words) > MOST_WORDS:
+    if _too_many(words):
         return (
             f"the grades are {counted(len(words), 'different word')} ({_counted(words, 3)}, …); is {column!r} the "
             "column of grades? Map the one that is: grade=COLUMN"
@@ -181,7 +183,7 @@ def _missing(words: Counter[str], there: set[str], labels: Mapping[str, int]) ->
     """
     if not words:
         return ""
-    if len(words) > MOST_WORDS:
+    if _too_many(words):
         return f"{counted(len(words), 'word', 'have')} no grade: {_counted(words, 5)}, …; is it the column of grades?"
     numbers = [] if labels else sorted(word for word in there - set(words) if word.casefold() not in NO_VALUE)
     if len(numbers) + len(words) > MOST_WORDS:
@@ -206,15 +208,21 @@ def _guess(word: str, labels: Mapping[str, int], there: set[str]) -> int | None:
     near = [word.casefold()] if word.casefold() in folded else difflib.get_close_matches(word.casefold(), stray, 1, 0.8)
     if near:
         return folded[near[0]]
-    number = word.removesuffix(".0")
-    if number.isdecimal() and int(number) <= MAX_GRADE:
-        return int(number)
-    return _TRUTH.get(word.casefold())
+    grade = grade_of(word.removesuffix(".0"))
+    return _TRUTH.get(word.casefold()) if grade is None else grade
+
+
+def _too_many(words: Counter[str]) -> bool:
+    """Whether these words are too many, or too long, to be grades; a message then names only some of them."""
+    return len(words) > MOST_WORDS or any(len(word) > MOST_CHARACTERS for word in words)
 
 
 def _counted(words: Counter[str], most: int = MOST_WORDS) -> str:
-    """Words with their numbers of rows, the commonest first."""
-    return ", ".join(f"{word!r} in {counted(rows, 'row')}" for word, rows in words.most_common(most))
+    """Words with their numbers of rows, the commonest first; of a long word the beginning."""
+    return ", ".join(
+        f"{word[:MOST_CHARACTERS]!r}{'…' * (len(word) > MOST_CHARACTERS)} in {counted(rows, 'row')}"
+        for word, rows in words.most_common(most)
+    )
 
 
 def _labels_written(labels: Mapping[str, int | None]) -> str:

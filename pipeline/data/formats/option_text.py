@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping
 
 from pipeline.errors import ConfigError
-from pipeline.schema import MAX_GRADE
+from pipeline.schema import MAX_GRADE, grade_of
 
 _FULL_WIDTH = re.compile(r"＝|=[^，,=]*，[^，,=]*=")
 """A full-width = anywhere, or a full-width comma between one part's = and that of the next."""
@@ -42,12 +42,13 @@ def parse_labels(text: str) -> dict[str, int]:
     for part in _parts("labels", text):
         word, equals, grade = (piece.strip() for piece in part.rpartition("="))
         word, equals = (word, equals) if equals else (part, "")
-        if not (word and equals and grade.isascii() and grade.isdigit()) or int(grade) > MAX_GRADE or word in labels:
+        number = grade_of(grade)
+        if not (word and equals) or number is None or word in labels:
             raise ConfigError(
                 f"--labels: '{part}' is not word=grade with a grade from 0 to {MAX_GRADE}, or its word is there twice; "
                 "see Exact=2,Partial=1,Irrelevant=0"
             )
-        labels[word] = int(grade)
+        labels[word] = number
     return labels
 
 

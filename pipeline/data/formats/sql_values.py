@@ -24,6 +24,9 @@ from pipeline.schema import row_name
 ValueKind = Literal["bool", "int", "float", "decimal", "date", "time", "moment", "instant", "other"]
 """Kind of a value: a moment is a date and time without a time zone, an instant has one; other is kept as text."""
 
+DECIMAL_DIGITS = 38
+"""Digits of the largest decimal that a column holds."""
+
 _ARROW_TYPES: Mapping[ValueKind, pa.DataType] = {
     "bool": pa.bool_(),
     "int": pa.int64(),
@@ -71,10 +74,16 @@ def typed(values: Sequence[Any]) -> pa.Array:
 
 
 def _decimals(values: Sequence[Any]) -> pa.Array:
-    """Decimals, all with as many digits after the point as the longest of them has."""
+    """Decimals, all with as many digits after the point as the longest of them has.
+
+    Raises:
+        OverflowError: more of them than a decimal of Parquet has.
+    """
     numbers = [None if value is None else decimal.Decimal(value) for value in values]
     scale = max((max(0, -int(number.as_tuple().exponent)) for number in numbers if number is not None), default=0)
-    return pa.array(numbers, pa.decimal128(38, scale))
+    if scale > DECIMAL_DIGITS:
+        raise OverflowError(f"{scale} digits after the point")
+    return pa.array(numbers, pa.decimal128(DECIMAL_DIGITS, scale))
 
 
 def _kind(value: Any) -> ValueKind:  # noqa: PLR0911 - a table of types

@@ -129,6 +129,20 @@ def test_labels_that_belong_to_no_column_are_refused(tmp_path: Path) -> None:
         sources.read(SourceConfig(path=str(tmp_path), labels={"Exact": 1}), Path())
 
 
+@pytest.mark.parametrize("strange", ["9" * 5000, "a whole text " * 100])
+def test_a_grade_of_thousands_of_characters_is_refused_without_repeating_it(strange: str, tmp_path: Path) -> None:
+    """Python refuses to read a number of more than 4,300 digits, with advice for programmers."""
+    for grades in ([strange, "1", "0"], [strange, strange]):
+        source = table(tmp_path / "ratings.csv", grades)
+        with pytest.raises(SchemaError) as raised:
+            convert.convert(source.path, "auto", tmp_path / "out", COLUMNS)
+        message = str(raised.value)
+        assert "the column of grades?" in message
+        assert len(message) < 500
+    with pytest.raises(ConfigError, match="with a grade from 0 to 10"):
+        option_text.parse_labels(f"Exact={strange}")
+
+
 def test_a_comma_before_the_decimals_is_read_as_a_point(tmp_path: Path) -> None:
     grades = {}
     for name, mark in (("comma", ","), ("point", ".")):

@@ -1,5 +1,6 @@
 """A team's own tables are read by a map of their columns; databases by the same map, with one type for each column."""
 
+import decimal
 import json
 import os
 import sqlite3
@@ -15,7 +16,7 @@ from flows import sources as named
 from pipeline import text
 from pipeline.config import SourceConfig
 from pipeline.data import convert, sources, validation
-from pipeline.data.formats import column_map, option_text, separated_reader, sql, table, tables
+from pipeline.data.formats import column_map, option_text, separated_reader, sql, sql_values, table, tables
 from pipeline.data.sources import Source
 from pipeline.errors import InputError, SchemaError
 from tests.reads import bytes_read
@@ -149,6 +150,17 @@ def test_the_type_of_a_database_column_does_not_depend_on_the_batches(
         path="sqlite:///shop.db", query="select name as title from items where id < 3", columns={"title": "title"}
     )
     assert sources.read(query, tmp_path).documents["title"].to_pylist() == ["item 0", "item 1", "item 2"]
+
+
+@pytest.mark.parametrize("digits", [38, 39, 400])
+def test_decimals_of_more_digits_than_a_file_takes_are_kept_as_text(digits: int, tmp_path: Path) -> None:
+    """A number of PostgreSQL has up to 16,383 digits after the point."""
+    smallest = decimal.Decimal(f"1e-{digits}")
+    pq.write_table(pa.table({"price": sql_values.typed([smallest, None])}), tmp_path / "prices.parquet")
+    read = pq.read_table(tmp_path / "prices.parquet")["price"]
+    assert pa.types.is_decimal(read.type) == (digits <= 38)
+    assert decimal.Decimal(read[0].as_py()) == smallest
+    assert read[1].as_py() is None
 
 
 @pytest.mark.parametrize(

@@ -53,9 +53,12 @@ class ThumbFile:
         Raises:
             BusyError: more thumbs came than are taken a second.
             StateError: the file is full.
-            ServingError: the disk is full or the file cannot be written; nothing of the thumb stays there.
+            ServingError: the disk is full, the file cannot be written or its folder is gone; nothing of the thumb stays
+                there.
         """
         self._take_turn()
+        if not self.path.parent.is_dir():  # A new one would lie below the mount point of a disk that comes back.
+            raise ServingError("the thumb is not kept: its folder is gone; bring it back, or mount its disk again")
         line = thumb.to_json().encode() + b"\n"
         try:
             with locks.locked(self.path), open(self.path, "a+b", 0, opener=regular_files.opener) as file:

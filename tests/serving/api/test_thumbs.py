@@ -58,6 +58,18 @@ def test_a_thumb_is_one_whole_line(client: TestClient, folder: Path) -> None:
     assert client.get("/info").json()["thumbs"] is True
 
 
+def test_a_folder_that_is_gone_is_not_made_anew(client: TestClient, folder: Path) -> None:
+    """The folder may be on a disk that is away: what is written below its mount point nobody finds later."""
+    away = folder.with_name("away")
+    folder.rename(away)
+    answer = client.post("/thumbs", json=BODY)
+    assert (answer.status_code, "its folder is gone" in answer.json()["message"]) == (500, True)
+    assert not folder.exists()
+    away.rename(folder)
+    assert client.post("/thumbs", json=BODY).status_code == 200
+    assert len(lines(folder)) == 1
+
+
 def test_without_a_folder_there_are_no_thumbs(started: Start) -> None:
     client = TestClient(apps.create(started()), base_url="http://localhost")
     assert client.post("/thumbs", json=BODY).status_code == 404

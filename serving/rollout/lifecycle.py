@@ -226,6 +226,10 @@ class Lifecycle:
 
     def _follow_pointer(self) -> None:
         again = self.refusals.retry_is_due()
+        if self._seen is not None and self._current is not None and self._stamp() is None:
+            self._seen = None
+            gone, kept = self.releases.root / "live.json", self._current.release[:12]
+            log.warning("%s is gone; release %s answers on, and no other is loaded until the file is back", gone, kept)
         while (stamp := self._stamp()) is not None and (stamp != self._seen or again):
             again = False
             self._seen = stamp

@@ -253,6 +253,24 @@ def test_a_damaged_release_is_refused_and_the_old_one_goes_on(lifecycle: Lifecyc
     assert (lifecycle.current.release, lifecycle.refused) == (new, None)
 
 
+def test_a_workspace_that_is_away_is_named_once_and_followed_again_when_it_is_back(
+    lifecycle: Lifecycle, fresh: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, away = lifecycle.current, fresh.path.with_name("away")
+    fresh.path.rename(away)
+    lifecycle.poll()
+    lifecycle.poll()
+    assert caplog.text.count("live.json is gone") == 1
+    assert lifecycle.current is old
+    assert old.search("sort a list").release == old.release
+    away.rename(fresh.path)
+    lifecycle.poll()
+    assert lifecycle.current is old
+    new = promote(fresh, 2)
+    lifecycle.poll()
+    assert lifecycle.current.release == new
+
+
 def test_a_full_disk_while_loading_is_survived_and_the_release_tried_again(
     lifecycle: Lifecycle, fresh: Any, monkeypatch: Any
 ) -> None:

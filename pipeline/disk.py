@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,8 +66,7 @@ def check_writable(folder: Path) -> None:
 
 def writing_fault(folder: Path) -> str:
     """The reason why no file can be made in a folder, as of `check_writable`; empty where one can."""
-    # Unlike `Path.exists`, this says no where a folder above may not be entered.
-    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    nearest = _nearest(folder)
     try:
         with tempfile.TemporaryFile(dir=nearest) as file:
             file.write(b"\0")
@@ -76,6 +75,12 @@ def writing_fault(folder: Path) -> str:
     except OSError as error:
         return f"cannot be written ({nearest}: {os.strerror(error.errno or errno.EIO)})"
     return ""
+
+
+def _nearest(path: Path) -> Path:
+    """This path, or the nearest folder above it that is there."""
+    # Unlike `Path.exists`, this says no where a folder above may not be entered.
+    return next(candidate for candidate in (path, *path.absolute().parents) if os.path.exists(candidate))
 
 
 def check_new_folder(to: Path) -> None:
@@ -174,27 +179,50 @@ def readable_errors(final: Path) -> Iterator[None]:
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
-        free = shutil.disk_usage(final.parent if final.parent.exists() else "/").free
         raise ArtifactError(
-            f"{final}: could not be written ({os.strerror(_full_disk(cause))}; {free / 2**20:.0f} MiB free); "
-            "make room and run again, nothing half-written was kept"
+            f"{final}: could not be written ({os.strerror(_full_disk(cause))}; {free_mib(final):.0f} MiB free); "
+            f"{writing_advice(cause)} and run again, nothing half-written was kept"
         ) from error
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+def free_mib(path: Path) -> float:
+    """Free space of the disk on which a file or folder is, or would be made, in MiB."""
+    return shutil.disk_usage(_nearest(path)).free / 2**20
+
+
+def writing_advice(error: BaseException) -> str:
+    """The advice on a failed write, by what its exception says of the disk."""
+    return _ADVICE.get(_error_number(error, _ADVICE), "look at the path, its permissions and the free space")
+
+
+_ADVICE = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room or raise the quota",
+    errno.EFBIG: "raise the largest size of a file (`ulimit -f`)",
+    errno.EROFS: "make the disk writable again",
+    errno.EIO: "mend the disk, which reports errors, or restore what was on it",
+}
+"""Error number of a failed write → what to do."""
+_FULL = tuple(number for number in _ADVICE if number != errno.EIO)
+"""Errors that only a write can have; a disk may fail to read too."""
 
 
 def _full_disk(error: BaseException) -> int:
-    """The error number by which an exception says that a disk takes no more; 0 for other exceptions.
+    """The error number by which an exception says that a disk takes no more; 0 for other exceptions."""
+    return _error_number(error, _FULL)
+
+
+def _error_number(error: BaseException, numbers: Collection[int]) -> int:
+    """The error number of an exception if it is one of these, else 0.
 
     Libraries in Rust and C++ (safetensors, tokenizers, Faiss) raise errors of their own, with the words of the system.
     """
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno if error.errno in _FULL else 0
+        return error.errno if error.errno in numbers else 0
     text = str(error)
     if isinstance(error, OSError) and "requested and" in text:  # As numpy has it: "10000 requested and 2484 written".
         return errno.ENOSPC
-    return next((number for number in _FULL if f"(os error {number})" in text or os.strerror(number) in text), 0)
+    return next((number for number in numbers if f"(os error {number})" in text or os.strerror(number) in text), 0)
 
 
 @contextmanager

@@ -202,7 +202,9 @@ class TrialFile:
                     disk.write_atomically(self.path, text, Trials.from_json)
                 return changed
         except OSError as error:
-            raise ArtifactError(f"{self.path}: could not be written ({error}); make room and try again") from error
+            raise ArtifactError(
+                f"{self.path}: could not be written ({error}); {disk.writing_advice(error)} and try again"
+            ) from error
 
 
 def stamp(path: Path) -> Stamp | None:

@@ -114,6 +114,18 @@ def test_full_disk_is_one_clear_error_however_deep_it_is_buried(tmp_path: Path) 
     assert not list((tmp_path / "artifacts" / "thing").glob("*.partial"))
 
 
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [(errno.ENOSPC, "make room and"), (errno.EROFS, "make the disk writable again and"), (errno.EFBIG, "ulimit -f")],
+)
+def test_a_disk_that_takes_no_more_is_answered_with_what_helps(number: int, advice: str, tmp_path: Path) -> None:
+    def build(staging: Staging) -> Mapping[str, Any]:
+        raise RuntimeError(f"I/O error: words of the system (os error {number})")
+
+    with pytest.raises(ArtifactError, match=advice):
+        artifacts.make(tmp_path, "thing", version=1, config={}, inputs={}, build=build)
+
+
 def test_real_write_limit(tmp_path: Path) -> None:
     """A file size limit makes the kernel refuse the write, as a full disk does."""
     script = textwrap.dedent(f"""

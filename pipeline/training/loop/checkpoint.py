@@ -11,7 +11,6 @@ loop seeds them anew at each step.
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -121,13 +120,12 @@ def save(
 
 
 def _not_written(folder: Path, size: int, step: int, error: Exception) -> ArtifactError:
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free / 2**20
     earlier = _newest_first(folder)
     resumed = f"training goes on from {earlier[0].name}" if earlier else "there is no earlier checkpoint"
     return ArtifactError(
         f"{folder}: the checkpoint of step {step} could not be written ({error}); it takes {size / 2**20:.0f} MiB, "
-        f"{free:.0f} MiB are free on that disk. Make room there and run again: {resumed}"
+        f"{disk.free_mib(folder):.0f} MiB are free on that disk. To go on, {disk.writing_advice(error)} and run again: "
+        f"{resumed}"
     )
 
 

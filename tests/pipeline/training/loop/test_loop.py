@@ -322,7 +322,7 @@ except ArtifactError as error:
     ran = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert f"{tmp_path}: the checkpoint of step 11 could not be written" in ran.stdout
-    assert "Make room there and run again: training goes on from step-00000010-" in ran.stdout
+    assert "(`ulimit -f`) and run again: training goes on from step-00000010-" in ran.stdout
     assert "delete" not in ran.stdout
     left = [path.name[:13] for path in tmp_path.iterdir()]
     assert left == ["step-00000010"]

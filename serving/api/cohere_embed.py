@@ -21,7 +21,7 @@ from serving.api.schemas import (
     check_length,
     shown,
 )
-from serving.scoring.reranker import Vector
+from serving.scoring.embedder import Vector
 
 VECTOR_TYPES = ("float", "base64")
 """The types of vectors that the encoder gives, of those that Cohere has."""

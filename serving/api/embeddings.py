@@ -23,7 +23,8 @@ from serving.api.schemas import (
 )
 from serving.errors import InvalidRequestError
 from serving.runtime.items import Item
-from serving.scoring.reranker import Role, Vector
+from serving.scoring.embedder import Vector
+from serving.scoring.scoring_engine import Role
 
 QUERY_TYPES = {"query", "search_query", "retrieval.query"}
 """Values by which clients of Cohere, Voyage and Jina say that a text is a query."""

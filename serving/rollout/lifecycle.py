@@ -28,8 +28,8 @@ from serving.rollout.refusals import Refusal, Refusals
 from serving.rollout.traffic import Rollout
 from serving.runtime.processor import has_cuda, runners
 from serving.runtime.scheduler import Scheduler
+from serving.scoring.process_caches import Caches
 from serving.scoring.redis_cache import SharedCache
-from serving.scoring.reranker import Caches
 from serving.scoring.searcher import Searcher
 from serving.scoring.sharded import ShardClient, ShardedSearcher
 from serving.settings import Settings

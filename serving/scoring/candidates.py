@@ -19,7 +19,7 @@ from serving.scoring.answers import Ranks, ShardCounts
 from serving.scoring.cache import Fetched
 from serving.scoring.contents import SearchableContents
 from serving.scoring.document_scores import DocumentScore
-from serving.scoring.reranker import Vector
+from serving.scoring.embedder import Vector
 
 
 @dataclass(frozen=True, slots=True)

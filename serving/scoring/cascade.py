@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pipeline.features import by_score
 from serving.errors import BusyError, DeadlineError
 from serving.runtime.admission import RequestOptions
-from serving.scoring.reranker import Embedder, Reranker
+from serving.scoring.embedder import Embedder
+from serving.scoring.reranker import Reranker
 
 FIRST_SHARE = 0.5
 """Largest share of the time that the encoder's first stage may take."""

@@ -26,8 +26,10 @@ from serving.scoring import contents
 from serving.scoring.answers import Missing
 from serving.scoring.contents import SearchableContents
 from serving.scoring.document_scores import DocumentLimits
+from serving.scoring.embedder import Embedder
+from serving.scoring.process_caches import Caches
 from serving.scoring.report_excerpt import ReportExcerpt
-from serving.scoring.reranker import Caches, Embedder, Reranker
+from serving.scoring.reranker import Reranker
 
 PING_S = 5.0
 """Seconds that a probe waits for each model."""

@@ -11,7 +11,7 @@ from index.hits import Hit
 from index.semantic import SemanticIndex
 from serving.errors import BusyError, DeadlineError, InferenceError
 from serving.runtime.admission import RequestOptions
-from serving.scoring.reranker import Embedder
+from serving.scoring.embedder import Embedder
 
 QUERIES = 32
 """Number of queries of random letters."""

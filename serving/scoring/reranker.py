@@ -1,95 +1,24 @@
-"""The scoring core behind every endpoint: texts in, scores or vectors out, through the caches and the scheduler.
+"""Scores of (query, document) pairs, through the cache and the ranker's engine.
 
-Runs in a worker thread, so the event loop never waits for a model. Only texts that no cache knows are tokenised, a few
-at a time, while the runners are already at work on those before; what they gave is kept, also of a request that fails.
+Only texts that no cache knows are tokenised.
 """
 
-import logging
 import math
-import struct
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from pipeline import text
 from pipeline.passages import Passages
 from pipeline.text import counted
-from serving.errors import BodyTooLargeError, ClientGoneError, DeadlineError, InferenceError
-from serving.runtime.admission import RequestOptions, admit
-from serving.runtime.deadline import Deadline
-from serving.runtime.items import Item, Priority, Throughput
-from serving.runtime.job import Job
+from serving.errors import BodyTooLargeError, DeadlineError
+from serving.runtime.admission import RequestOptions
+from serving.runtime.items import Item
 from serving.runtime.passage_inputs import PassageInput
-from serving.runtime.scheduler import Scheduler
 from serving.scoring.cache import Cache, Compute, Fetched, Key
 from serving.scoring.document_scores import DocumentScore
-from serving.scoring.redis_cache import SharedCache, Tier
-
-CHUNK = 16
-"""Texts that are tokenised at a time, before the runners get them."""
-
-Role = Literal["query", "document"]
-Vector = npt.NDArray[np.float32]
-Check = Callable[[], None]
-
-log = logging.getLogger(__name__)
-
-
-class ScoringEngine(Protocol):
-    """The part of an engine that scoring and embedding need."""
-
-    identity: str
-    pace: Throughput
-    scheduler: Scheduler
-
-    def job(self, deadline: Deadline, priority: Priority) -> Job: ...
-
-
-class Ranker(ScoringEngine, Protocol):
-    """An engine with a ranker."""
-
-    def pairs(self, query: str, documents: Sequence[str], *, remember: bool, check: Check) -> list[Item]: ...
-
-    def cut(
-        self, query: str, documents: Sequence[str], passages: Passages, *, remember: bool, check: Check
-    ) -> list[list[PassageInput]]: ...
-
-
-class Encoder(ScoringEngine, Protocol):
-    """An engine with an encoder."""
-
-    def texts(self, texts: Sequence[str], role: Role, *, remember: bool, check: Check) -> list[Item]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Caches:
-    """The caches of a process; releases share them, as keys name the model."""
-
-    scores: Cache[float]
-    vectors: Cache[Vector]
-    token_bytes: int
-    """Bytes for the token ids of texts that each loaded model keeps."""
-
-    @classmethod
-    def of(cls, max_bytes: int, shared: SharedCache | None = None) -> "Caches":
-        """Three quarters for scores, which cost most to make again, the rest for vectors; and a sixteenth beside, for
-        each model's token ids.
-
-        Args:
-            shared: looked at before anything is computed.
-        """
-        share = max_bytes // 4
-        scores = Tier(shared, _packed_score, _unpacked_score) if shared else None
-        vectors = Tier(shared, _packed_vector, _unpacked_vector) if shared else None
-        return cls(
-            Cache(max_bytes - share, lambda _: 24, scores),
-            Cache(share, lambda vector: vector.nbytes + 112, vectors),
-            max_bytes // 16,
-        )
+from serving.scoring.scoring_engine import CHUNK, Ranker, computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +107,7 @@ class Reranker:
             return self.engine.pairs(query, chosen, remember=options.remember, check=options.deadline.check)
 
         def compute(numbers: list[int]) -> Iterator[tuple[int, Any]]:
-            return _computed(self.engine, numbers, inputs, "document {}".format, options, eager=eager)
+            return computed(self.engine, numbers, inputs, "document {}".format, options, eager=eager)
 
         return [key.of(document) for document in documents], compute
 
@@ -237,41 +166,9 @@ class Reranker:
             return f"document {parts[number][0]}"
 
         def compute(numbers: list[int]) -> Iterator[tuple[int, Any]]:
-            return _computed(self.engine, numbers, inputs, label, options, eager=eager)
+            return computed(self.engine, numbers, inputs, label, options, eager=eager)
 
         return keys, compute
-
-
-@dataclass(frozen=True, slots=True)
-class Embedder:
-    """Unit vectors of texts."""
-
-    engine: Encoder
-    cache: Cache[Vector]
-
-    def vectors(self, texts: Sequence[str], role: Role, options: RequestOptions) -> Fetched[Vector]:
-        """One vector (dimensions,) a text, in their order; shared with the cache, so not writable.
-
-        Raises:
-            BusyError: what is not cached cannot be embedded before the deadline.
-            InferenceError: the model failed on a text.
-            DeadlineError: the deadline has passed.
-            ClientGoneError: the client has closed the connection.
-        """
-        texts = [text.clean(item) for item in texts]
-        key = Key("vector", self.engine.identity, role)
-
-        def inputs(numbers: list[int]) -> list[Item]:
-            chosen = [texts[number] for number in numbers]
-            return self.engine.texts(chosen, role, remember=options.remember, check=options.deadline.check)
-
-        def compute(numbers: list[int]) -> Iterator[tuple[int, Any]]:
-            for number, outcome in _computed(self.engine, numbers, inputs, (role + " {}").format, options, eager=True):
-                if not isinstance(outcome, Exception):
-                    outcome.flags.writeable = False
-                yield number, outcome
-
-        return self.cache.fetch([key.of(item) for item in texts], compute, options)
 
 
 def check_passages(documents: int, passages: int, most: int) -> None:
@@ -293,87 +190,3 @@ def relevance(score: float) -> float:
         return 1.0 / (1.0 + math.exp(-score))
     grown = math.exp(score)
     return grown / (1.0 + grown)
-
-
-def _computed(
-    engine: ScoringEngine,
-    numbers: list[int],
-    inputs: Callable[[list[int]], list[Item]],
-    label: Callable[[int], str],
-    options: RequestOptions,
-    *,
-    eager: bool,
-) -> Iterator[tuple[int, Any]]:
-    """Yields the index and the output of each input, or its InferenceError, as the runners end.
-
-    Args:
-        label: index → name of the text, for messages.
-        eager: have all wait in the queue at once, if they can be done in time; else a chunk after the other, no
-            further than the time goes.
-
-    Raises:
-        BusyError: eager, and they cannot.
-    """
-    failed = 0
-    for number, outcome in _outcomes(engine, numbers, inputs, options, eager=eager):
-        if not isinstance(outcome, Exception):
-            yield number, outcome
-            continue
-        failed += 1
-        words = f"{label(number)}: the model gave no usable answer for this text"
-        if failed == 1:  # The others have the same reason more often than not.
-            log.error("%s %s", engine.identity[:8], words, exc_info=outcome)
-        yield number, InferenceError(words)
-    if failed > 1:
-        log.error("%s: %s of this request failed", engine.identity[:8], counted(failed, "text"))
-
-
-def _outcomes(
-    engine: ScoringEngine,
-    numbers: list[int],
-    inputs: Callable[[list[int]], list[Item]],
-    options: RequestOptions,
-    *,
-    eager: bool,
-) -> Iterator[tuple[int, Any]]:
-    """Yields the index and the output of each input, or the exception that it met; see `_computed`."""
-    if eager:
-        admit(engine.scheduler, engine.pace, 0, options)  # Before anything is tokenised.
-    with engine.job(options.deadline, options.priority) as job:
-        for start in range(0, len(numbers), CHUNK):
-            try:
-                options.deadline.check()
-                items = inputs(numbers[start : start + CHUNK])
-            except (DeadlineError, ClientGoneError):
-                # Runners were at work on the chunks before this one; what they gave is kept.
-                yield from ((numbers[number], outcome) for number, outcome in job.ended())
-                raise
-            if eager and start == 0:
-                tokens = sum(len(item.ids) for item in items) * len(numbers) / len(items)
-                admit(engine.scheduler, engine.pace, tokens, options)
-            job.add(items)
-            if not eager or start + CHUNK >= len(numbers):
-                yield from ((numbers[number], outcome) for number, outcome in job)
-
-
-def _packed_score(score: float) -> bytes:
-    return struct.pack("<d", score)
-
-
-def _unpacked_score(held: bytes) -> float | None:
-    if len(held) != 8:
-        return None
-    (score,) = struct.unpack("<d", held)
-    return score if math.isfinite(score) else None
-
-
-def _packed_vector(vector: Vector) -> bytes:
-    return vector.astype("<f4").tobytes()
-
-
-def _unpacked_vector(held: bytes) -> Vector | None:
-    if not held or len(held) % 4:
-        return None
-    vector = np.frombuffer(held, "<f4").astype(np.float32)
-    vector.flags.writeable = False
-    return vector if np.isfinite(vector).all() else None

@@ -8,20 +8,17 @@ way it was found, so the features are those that the fusion was fitted on.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 from index.document_store import Value
 from index.hits import Hit
 from index.semantic import join
-from pipeline import features, text
-from pipeline.errors import MissingError
+from pipeline import text
 from pipeline.features import by_score
-from pipeline.passages import Passages
-from serving.errors import NotServedError
 from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
-from serving.scoring import answers, contents
+from serving.scoring import answers
 from serving.scoring.answers import (
     Answer,
     Explanation,
@@ -34,33 +31,19 @@ from serving.scoring.answers import (
 from serving.scoring.best_passages import best_passages, nearest_passages
 from serving.scoring.cache import Fetched
 from serving.scoring.candidates import Candidates, RankedCandidates, Retrieval
-from serving.scoring.loaded_release import LoadedRelease
+from serving.scoring.embedder import Vector
 from serving.scoring.noise import ChanceLevel
 from serving.scoring.opened_document import OpenedDocument, open_document
-from serving.scoring.reranker import Reranker, Vector, check_passages, relevance
+from serving.scoring.reranker import relevance
 from serving.scoring.running_search import ModelAttempts, RunningSearch
 from serving.scoring.snippets import snippets
+from serving.scoring.text_scorer import TextScorer
 
 __all__ = ["Answer", "SearchDetails", "SearchResult", "Searcher"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RerankScores:
-    """The scores of texts that were sent with a query."""
-
-    values: list[float]
-    """Raw scores of the ranker, or fused scores, which are comparable within one query only."""
-    ranker: Sequence[float]
-    """Raw scores of the ranker."""
-    fused: bool
-    """Whether `values` are fused scores."""
-    hits: int
-    misses: int
-    """Vectors and scores that the caches had, and that were computed."""
-
-
-class Searcher(LoadedRelease):
-    """A loaded release that searches; see `LoadedRelease` for how it is loaded."""
+class Searcher(TextScorer):
+    """A loaded release that searches, and scores texts that are sent; see `LoadedRelease` for how it is loaded."""
 
     @cached_property
     def _chance(self) -> ChanceLevel | None:
@@ -109,107 +92,6 @@ class Searcher(LoadedRelease):
         ranked = self._ranked(search, candidates)
         fits = self._fits(candidates, models.options) if candidates.queried else None
         return self._result(search, candidates, ranked, fits, top_n)
-
-    def rerank(
-        self,
-        query: str,
-        texts: Sequence[str],
-        bm25: Sequence[float] | None = None,
-        fused: bool | None = None,
-        *,
-        options: RequestOptions | None = None,
-        reranker: Reranker | None = None,
-    ) -> RerankScores:
-        """Scores of texts by the ranker alone or fused, as `pipeline.features.in_fused_order` decides.
-
-        Args:
-            fused: the request's own wish; None where it has none.
-
-        The other arguments and the errors are those of `fused`.
-        """
-        reranker, options = reranker or self.reranker, options or RequestOptions(Deadline.never())
-        if features.in_fused_order(self._fusion, bm25, fused):
-            return self.fused(query, texts, bm25, options, reranker)
-        scored = reranker.scores(query, texts, options)
-        return RerankScores(
-            values=scored.values, ranker=scored.values, fused=False, hits=scored.hits, misses=scored.misses
-        )
-
-    def fused(
-        self,
-        query: str,
-        texts: Sequence[str],
-        bm25: Sequence[float] | None,
-        options: RequestOptions,
-        reranker: Reranker | None = None,
-    ) -> RerankScores:
-        """Fused scores of texts, by which `search` would order them: from first-stage scores and those of both models.
-
-        Args:
-            texts: documents in the form of `pipeline.text.document_text`.
-            bm25: (texts,) first-stage scores, at least 0; None takes BM25 by the words of the release's documents.
-            reranker: the result of `reranker_within`; `reranker` when not given.
-
-        Raises:
-            NotServedError: the release has no ranker, no encoder or no fusion, its fusion weighs single fields, or it
-                has no words to take BM25 by.
-            BusyError, DeadlineError, InferenceError, ClientGoneError: see `reranker` and `embedder`.
-        """
-        reranker, embedder, fusion = reranker or self.reranker, self.embedder, self.fusion
-        if fusion.fields:
-            raise NotServedError(contents.lacks("fields", self.workspace))
-        if bm25 is None:
-            bm25 = self._text_scores(query, texts, options)
-        queried = embedder.vectors([query], "query", options)
-        cut = self._cut(texts, reranker.max_passages, options)
-        embedded = embedder.vectors([part for parts in cut for part in parts], "document", options)
-        scored = reranker.scores(query, texts, options)
-        nearness = iter([float(queried.values[0] @ vector) for vector in embedded.values])
-        cosines = [max(next(nearness) for _ in parts) for parts in cut]
-        values = fusion.scores(features.table(bm25, cosines, scored.values))
-        parts = (queried, embedded, scored)
-        return RerankScores(
-            values=values,
-            ranker=scored.values,
-            fused=True,
-            hits=sum(fetched.hits for fetched in parts),
-            misses=sum(fetched.misses for fetched in parts),
-        )
-
-    def _text_scores(self, query: str, texts: Sequence[str], options: RequestOptions) -> list[float]:
-        """BM25 of texts by the words of all documents of the release."""
-        if self._contents is None or self._contents.collection is not None:
-            raise NotServedError(contents.lacks("words", self.workspace))
-        cleaned = [text.clean(item) for item in texts]
-        try:
-            scores = self.lexical.text_scores(text.clean(query), cleaned, options.deadline.check)
-        except MissingError as error:
-            raise NotServedError(str(error)) from error
-        return [float(score) for score in scores]
-
-    def _cut(self, texts: Sequence[str], most: int, options: RequestOptions) -> list[list[str]]:
-        """The parts of each text that get vectors in the index of this release: its passages, or the text itself.
-
-        Args:
-            most: maximum number of parts of all texts; 0 for no bound.
-
-        Raises:
-            BodyTooLargeError: there are more.
-            DeadlineError: the deadline has passed.
-            ClientGoneError: the client has closed the connection.
-        """
-        passages = self._indexed_passages
-        if passages is None:
-            return [[item] for item in texts]
-        texts = [text.clean(item) for item in texts]
-        spans = self.encoder.text_cutter(passages).cut(texts, options.deadline.check)
-        check_passages(len(texts), sum(map(len, spans)), most)
-        return [[item[start:end] for start, end in parts] for item, parts in zip(texts, spans, strict=True)]
-
-    @property
-    def _indexed_passages(self) -> Passages | None:
-        """The passages in which the index holds long documents; None where each document has one vector."""
-        return self._contents.semantic.passages if self._contents else None
 
     def probe_shards(self) -> ShardCounts:
         """The services that answer as shards of this release; none where it holds its documents itself."""

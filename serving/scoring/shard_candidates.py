@@ -16,7 +16,7 @@ from serving.errors import InvalidRequestError, NotServedError
 from serving.runtime.deadline import Deadline
 from serving.scoring.candidates import CandidatePool
 from serving.scoring.contents import SearchableContents
-from serving.scoring.reranker import Vector
+from serving.scoring.embedder import Vector
 from serving.scoring.searcher import Searcher
 
 

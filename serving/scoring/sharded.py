@@ -35,7 +35,7 @@ from serving.runtime.scheduler import Scheduler
 from serving.scoring.answers import MissingShard, ShardCounts, check_known
 from serving.scoring.candidates import CandidatePool, Candidates
 from serving.scoring.contents import NEEDS, SearchableContents
-from serving.scoring.reranker import Caches
+from serving.scoring.process_caches import Caches
 from serving.scoring.running_search import RunningSearch
 from serving.scoring.searcher import Searcher
 from serving.scoring.shard_answer import CandidatesAnswer, ShardCandidate

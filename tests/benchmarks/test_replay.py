@@ -27,7 +27,8 @@ from serving.runtime.deadline import Deadline
 from serving.runtime.items import Item
 from serving.runtime.scheduler import Scheduler
 from serving.scoring.cache import ENTRY_BYTES
-from serving.scoring.reranker import Caches, Reranker
+from serving.scoring.process_caches import Caches
+from serving.scoring.reranker import Reranker
 from tests.serving.fake_models import FakeEngine
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.data]

@@ -21,7 +21,7 @@ from serving.runtime.deadline import Deadline
 from serving.runtime.scheduler import Scheduler
 from serving.scoring import shard_candidates
 from serving.scoring.answers import MissingShard
-from serving.scoring.reranker import Caches
+from serving.scoring.process_caches import Caches
 from serving.scoring.searcher import Searcher
 from serving.scoring.shard_answer import CandidatesAnswer
 from serving.scoring.shard_candidates import ShardQuery

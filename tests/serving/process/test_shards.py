@@ -23,7 +23,7 @@ from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.runtime.scheduler import Scheduler
 from serving.scoring.answers import SearchDetails
-from serving.scoring.reranker import Caches
+from serving.scoring.process_caches import Caches
 from serving.scoring.searcher import Searcher
 from serving.scoring.sharded import NO_DOCUMENT, ShardClient, ShardedSearcher
 from tests.serving import processes

@@ -14,7 +14,7 @@ from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.runtime.items import Priority
 from serving.scoring.cache import ENTRY_BYTES, Cache, Key
-from serving.scoring.reranker import Caches
+from serving.scoring.process_caches import Caches
 
 NEVER = RequestOptions(Deadline.never())
 

@@ -15,7 +15,9 @@ from serving.api import app as apps
 from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.scoring import cascade
-from serving.scoring.reranker import Caches, Embedder, Reranker, relevance
+from serving.scoring.embedder import Embedder
+from serving.scoring.process_caches import Caches
+from serving.scoring.reranker import Reranker, relevance
 from tests.serving.fake_models import FakeEngine, length, two, until_late
 from tests.serving.patience import PATIENCE_S, Clock
 

@@ -19,6 +19,8 @@ from pipeline.errors import ConfigError
 from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.scoring import redis_cache
+from serving.scoring.embedder import Embedder
+from serving.scoring.process_caches import Caches
 from serving.scoring.redis_cache import (
     FAILURES,
     FIRST_PAUSE_S,
@@ -27,7 +29,7 @@ from serving.scoring.redis_cache import (
     Breaker,
     SharedCache,
 )
-from serving.scoring.reranker import Caches, Embedder, Reranker
+from serving.scoring.reranker import Reranker
 from tests.serving.fake_models import FakeEngine, length, two
 
 NEVER = RequestOptions(Deadline.never())

@@ -10,7 +10,10 @@ from serving.errors import BusyError, ClientGoneError, DeadlineError, InferenceE
 from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.runtime.items import Priority, Throughput
-from serving.scoring.reranker import CHUNK, Caches, Embedder, Reranker, relevance
+from serving.scoring.embedder import Embedder
+from serving.scoring.process_caches import Caches
+from serving.scoring.reranker import Reranker, relevance
+from serving.scoring.scoring_engine import CHUNK
 from tests.serving.fake_models import FakeEngine, length, two, until_late
 from tests.serving.patience import PATIENCE_S, Clock
 

@@ -95,12 +95,18 @@ class Worker:
         if code < 0:
             with contextlib.suppress(ValueError):
                 words = f"ended with {code}, by {signal.Signals(-code).name}"
-        if self.release:
-            words += f", while release {self.release[:12]} was loaded"
+        words += f", while release {self.release[:12]} was loaded" if self.release else ", before it was ready"
         if code == -signal.SIGBUS:
             # Model and index files are memory-mapped: reading a page that is no longer there raises SIGBUS.
             command = typed(f"releases show {self.release[:12]}".rstrip(), self.workspace)
             words += f"; a file of it was probably truncated in place: `{command}` checks its files"
+        elif code == -signal.SIGKILL and self.noticed is None:
+            words += (
+                "; the system does that where memory runs out, and its log (`dmesg`) says so: give the service more, "
+                "or fewer workers"
+            )
+        elif not self.release:
+            words += "; the log above says why"
         return words
 
 
@@ -246,6 +252,6 @@ def _shared_metrics(number: int, folder: Path) -> Path | None:
 def _failure(worker: Worker) -> RelevanceError:
     """The error with which a worker could not begin, as the parent raises it."""
     if worker.failure is None:
-        return RelevanceError(f"worker {worker.number} {worker.end()} before it was ready; the log above says why")
+        return RelevanceError(f"worker {worker.number} {worker.end()}")
     kind: type[RelevanceError] = getattr(errors, worker.failure["kind"], RelevanceError)
     return kind(worker.failure["error"])

@@ -16,6 +16,7 @@ from index.hits import Hit
 from index.semantic import join
 from pipeline import text
 from pipeline.features import by_score
+from serving.errors import InvalidRequestError
 from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.scoring import answers
@@ -78,7 +79,8 @@ class Searcher(TextScorer):
                 error.
 
         Raises:
-            InvalidRequestError: no document has such a field, or the store is older than filters.
+            InvalidRequestError: no document has such a field, the store is older than filters, or a least relevance is
+                given where no ranker is.
             BusyError: without `degrade`, too much waits for the models.
             InferenceError: without `degrade`, a model failed on the query or on a document.
             DeadlineError: the time is over; with `degrade`, only where it was before BM25 had answered.
@@ -86,6 +88,10 @@ class Searcher(TextScorer):
             ClientGoneError: the client has closed the connection.
         """
         options, details = options or RequestOptions(Deadline.never()), details or SearchDetails()
+        if details.min_relevance and "ranker" not in self.models:
+            raise InvalidRequestError(
+                "min_relevance bounds the score of a ranker, and this release has none; leave it out"
+            )
         models = ModelAttempts(replace(options, deadline=options.deadline.with_reserve()), degrade)
         search = RunningSearch(text.clean(query), details, options, models)
         candidates = self._candidates(search, max(retrieve, top_n), filters)

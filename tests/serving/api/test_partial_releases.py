@@ -80,6 +80,18 @@ def test_a_release_with_some_parts_is_ready_and_described(partial: tuple[TestCli
     assert "relevance_release_info" in client.get("/metrics").text
 
 
+def test_a_least_relevance_is_refused_where_no_ranker_gives_any(
+    partial: tuple[TestClient, tuple[str, ...], Path],
+) -> None:
+    client, names, _ = partial
+    if "documents" not in names:
+        return
+    for bound, status in ((0.0, 200), (0.5, 200 if "ranker" in names else 422)):
+        answer = client.post("/search", json={"query": "sort", "min_relevance": bound})
+        assert answer.status_code == status, answer.text
+        assert status == 200 or "this release has none; leave it out" in answer.json()["message"]
+
+
 def test_without_a_ranker_the_final_order_is_that_of_bm25_and_encoder(fresh: TinyWorkspace) -> None:
     complete = fresh.releases.open(fresh.publish(1))
     parts = {name: release_parts.part(complete, name) for name in ("encoder", *SEARCHABLE)}

@@ -46,8 +46,9 @@ def with_columns(source: SourceConfig, contents: "Contents | None") -> SourceCon
     if not columns and (problem := column_advice.separator(list(samples))):
         raise SchemaError(f"{shown}: {problem}")
     if problem := column_advice.fault(columns, samples, contents, guessed=not source.columns):
-        first_line = f"\n  {column_advice.FIRST_LINE}" if not columns and "://" not in source.path else ""
-        raise SchemaError(f"{shown}: {problem}{first_line}{_other_way(source, columns, contents)}")
+        first = "" if columns or "://" in source.path else column_advice.first_line(Path(source.path))
+        lines = "\n  ".join(filter(None, (f"{shown}: {problem}", first)))
+        raise SchemaError(f"{lines}{_other_way(source, columns, contents)}")
     if columns != dict(source.columns):
         kept = _to_filter_by(columns, list(samples)) if contents == "documents" else ""
         log.info("%s: %s%s", shown, _as_read(columns, list(samples), "--columns"), kept)
@@ -115,7 +116,8 @@ def samples_of(source: SourceConfig, *, known_first: bool = False) -> dict[str, 
         return {}
     if "://" in source.path:
         samples = {} if source.query else sql.samples_of(source, Path())
-        return {} if not source.columns and set(sql.OWN_COLUMNS) <= set(samples) else samples
+        is_own = not source.columns and set(sql.OWN_COLUMNS) <= set(samples) and not _is_judged(samples)
+        return {} if is_own else samples
     path = Path(source.path)
     if source.format == "sql" or not path.is_file() or path.suffix.lower() not in column_map.SUFFIXES:
         return _samples_of_alike(source) if source.format != "sql" and not source.columns else {}
@@ -125,8 +127,9 @@ def samples_of(source: SourceConfig, *, known_first: bool = False) -> dict[str, 
         samples |= {name: "" for name in source.columns.values() if name not in samples}  # Its reader sees all lines.
     if is_trec or not any(name.strip() for name in samples):
         return {}
-    has_usual = bool(column_map.suggest(list(samples))) and not (known_first and _needs_no_map(source, samples))
-    if source.columns or source.format == "table" or has_usual:
+    is_joined = path.suffix.lower() == ".parquet" and _is_judged(samples)
+    is_known = known_first and not is_joined and _is_known_file(source)
+    if source.columns or source.format == "table" or (column_map.suggest(list(samples)) and not is_known):
         return samples
     return {} if _is_known_file(source) else samples
 
@@ -146,12 +149,12 @@ def _samples_of_alike(source: SourceConfig) -> dict[str, str]:
     return samples[0] if all(other.keys() == samples[0].keys() for other in samples) else {}
 
 
-def _needs_no_map(source: SourceConfig, names: Collection[str]) -> bool:
-    """Whether a file is of a known format; of Parquet only one that has the columns of our documents is."""
-    from pipeline.data.formats import sql
+def _is_judged(names: Collection[str]) -> bool:
+    """Whether a table has a query and its judgment in each row, by the names of its columns."""
+    from pipeline.data.formats import column_map
 
-    is_parquet = Path(source.path).suffix.lower() == ".parquet"
-    return _is_known_file(source) and (not is_parquet or set(sql.OWN_COLUMNS) <= set(names))
+    best = column_map.suggest(list(names))
+    return "query" in best and bool(column_map.JUDGED & set(best))
 
 
 def _is_known_file(source: SourceConfig) -> bool:

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from flows import init, quickstart, source_columns, sources
@@ -297,6 +298,7 @@ def test_a_recipe_s_sources_keep_their_maps(tmp_path: Path) -> None:
         ("query,title,slot,n_clicks", {"position": "slot", "clicked": "n_clicks"}),
         ("query,title,where,click_type", {"position": "COLUMN", "clicked": "click_type"}),
         ("query,title,rank,click_flag", {"position": "rank", "clicked": "click_flag"}),
+        ("query,title,rang_nr,klick_anzahl", {"position": "rang_nr", "clicked": "klick_anzahl"}),
     ],
 )
 def test_a_table_that_looks_like_a_click_log_is_called_one(tmp_path: Path, names: str, fit: Mapping[str, str]) -> None:
@@ -461,3 +463,63 @@ def test_the_line_that_excel_writes_about_the_separator_is_named(tmp_path: Path)
     (tmp_path / "own.csv").write_text("sep=;\nquery;title;grade\nknife;a knife;1\n", encoding="utf-8-sig")
     with pytest.raises(SchemaError, match="has the first line 'sep=' and a separator, which Excel writes; delete"):
         init.write(str(tmp_path / "own.csv"), tmp_path / "own.toml")
+
+
+JUDGED_ROW = {"query": "red knife", "title": "a sharp red knife", "grade": "2"}
+ODD_ROW = {"gesucht": "red knife", "ware": "a sharp red knife", "punkte": "2"}
+WRITERS: Mapping[str, Callable[[pd.DataFrame, Path], Any]] = {
+    "csv": lambda frame, path: frame.to_csv(path, index=False),
+    "tsv": lambda frame, path: frame.to_csv(path, index=False, sep="\t"),
+    "jsonl": lambda frame, path: frame.to_json(path, orient="records", lines=True),
+    "parquet": lambda frame, path: frame.to_parquet(path, index=False),
+}
+"""Suffix of a table → the function that writes it."""
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_every_kind_of_table_is_answered_with_its_columns_and_a_map(tmp_path: Path, kind: str, is_folder: bool) -> None:
+    """By its path, and as a recipe's source without a map."""
+    place = tmp_path / ("tables" if is_folder else "")
+    place.mkdir(exist_ok=True)
+    for number in range(1 + is_folder):
+        WRITERS[kind](pd.DataFrame([ODD_ROW] * 3), place / f"odd{number}.{kind}")
+    path = str(place if is_folder else place / f"odd0.{kind}")
+    with pytest.raises(SchemaError, match=r"no column has a usual name.*\n.*gesucht \(red knife\), ware") as raised:
+        sources.of_judgments(path)
+    assert typed(str(raised.value)) == dict.fromkeys(("query", "title", "grade"), "COLUMN")
+    text_file = kind in ("csv", "tsv")
+    assert ("first line must name" in str(raised.value)) == text_file
+    with pytest.raises(InputError, match=r"has the columns gesucht .*columns = \{ query = .COLUMN.") as in_recipe:
+        readers.read(SourceConfig(path=path), tmp_path)
+    assert ("first line must name" in str(in_recipe.value)) == text_file
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("ids", [{}, {"doc_id": "d1", "text": "of steel"}])
+def test_a_table_of_judged_pairs_is_read_as_one_whatever_its_kind(
+    tmp_path: Path, kind: str, ids: Mapping[str, str]
+) -> None:
+    """A Parquet table that has all columns of documents too is no table of documents alone."""
+    file = tmp_path / f"ratings.{kind}"
+    WRITERS[kind](pd.DataFrame([JUDGED_ROW | ids] * 3), file)
+    (source,) = sources.of_any_data(str(file))
+    read = readers.read(source, tmp_path)
+    assert (read.documents.num_rows, read.queries.num_rows, read.judgments.num_rows) == (1, 1, 3)
+
+
+def test_a_database_of_judged_pairs_with_all_columns_of_documents_is_read_as_one(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as connection:
+        frame = pd.DataFrame([JUDGED_ROW | {"doc_id": "d1", "text": "of steel"}])
+        frame.to_sql("pairs", connection, index=False)
+    (source,) = sources.of_any_data(f"sqlite:///{tmp_path}/shop.db?table=pairs")
+    read = readers.read(source, tmp_path)
+    assert (read.documents.num_rows, read.queries.num_rows, read.judgments.num_rows) == (1, 1, 1)
+
+
+def test_a_single_parquet_file_of_documents_needs_no_map_in_a_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "some.parquet"
+    pd.DataFrame([{"doc_id": "d1", "title": "a knife", "text": "", "score": 3}]).to_parquet(file)
+    assert readers.read(SourceConfig(path=str(file)), tmp_path).documents.num_rows == 1
+    (source,) = sources.of_any_data(str(file))
+    assert not source.columns

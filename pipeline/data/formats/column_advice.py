@@ -39,8 +39,7 @@ SHOWN_COLUMNS = 40
 """Most columns of a table in a message."""
 SHOWN_VALUE = 30
 """Most characters of a column's value in a message."""
-FIRST_LINE = "Its first line must name the columns: put one there if these are values"
-"""A likely fault of a file none of whose columns has a usual name."""
+_FIRST_LINE = "Its first line must name the columns: put one there if these are values"
 _SEPARATORS = re.compile(r"[^\w\s'\"().-]")
 _NO_USUAL_NAME = "no column has a usual name for:"
 _BLANK = ", with the name of a column in place of COLUMN"
@@ -49,7 +48,7 @@ MOST_TABLES = 20
 PASSWORD = "DATABASE_PASSWORD"
 """Environment variable that a recipe names in the place of a database's password."""
 _ID = re.compile(r"(?:^|[_.\s-]|(?<=[a-z])(?=I))id$", re.IGNORECASE)
-_CLICKS, _POSITIONS = re.compile("click", re.IGNORECASE), re.compile("pos|rank|slot", re.IGNORECASE)
+_CLICKS, _POSITIONS = re.compile("clic|klick|点击", re.IGNORECASE), re.compile("pos|ran[kg]|slot|位", re.IGNORECASE)
 """Parts of the names of columns that may be the clicks and the positions of a log."""
 
 
@@ -218,6 +217,12 @@ def listed(samples: Mapping[str, str]) -> str:
     return ", ".join(shown[:SHOWN_COLUMNS]) + (", …" if len(shown) > SHOWN_COLUMNS else "")
 
 
+def first_line(path: Path) -> str:
+    """A likely fault of a text file none of whose columns has a usual name; empty for a file that names each value."""
+    named = (*column_map.JSON_LINES, ".parquet")
+    return "" if all(file.suffix.lower() in named for file in column_map.files_of(path)) else _FIRST_LINE
+
+
 def of_file(path: Path) -> str:
     """The columns of the table at a path and the map that would fit best, to be put behind a message; or nothing.
 
@@ -243,9 +248,11 @@ def _of_table(file: Path) -> str:
     if separated:
         return f"{file.name} {separated}"
     if not best:
+        by_hand = written("columns", dict.fromkeys(("query", "title", "grade"), "COLUMN"))
+        ways = ", or ".join(filter(None, (first_line(file), f"map them by hand: {by_hand}")))
         return (
             f"{file.name} has the columns {listed(samples)}; none looks like a query, a title or a grade. "
-            f"{FIRST_LINE}, or map them by hand: --columns query=COLUMN,title=COLUMN,grade=COLUMN"
+            f"{ways[0].upper()}{ways[1:]}"
         )
     return f"{file.name} has the columns {listed(samples)}. The map that fits best: {fitting(samples)}"
 

@@ -59,8 +59,10 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
         "split": "split",
         "positive": "positive positives positive_passage positive_passages positive_document pos",
         "negative": "negative negatives negative_passage negative_passages negative_document hard_negative neg",
-        "position": "position rank pos result_position result_rank 位置 排名 名次 展示位置",
-        "clicked": "clicked click is_click is_clicked was_clicked click_bool 点击 是否点击 點擊 是否點擊",
+        "position": "position rank pos result_position result_rank rang platz 位置 排名 名次 展示位置",
+        "clicked": """
+            clicked click is_click is_clicked was_clicked click_bool klick geklickt angeklickt 点击 是否点击 點擊
+            是否點擊""",
         "session": "session session_id 会话 会话id 会话编号",
         "time": "time timestamp event_time datetime date_time 时间 点击时间 时间戳 時間",
     }.items()

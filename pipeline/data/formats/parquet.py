@@ -2,8 +2,14 @@
 
 from pathlib import Path
 
+from pipeline.config import SourceConfig
 from pipeline.data.formats import parquet_reader, tables
-from pipeline.data.formats.tables import Tables, first_file
+from pipeline.data.formats.tables import FoundSource, Tables, first_file
+
+NAME = "parquet"
+LOOKED_FOR = "documents.parquet (or corpus.parquet), queries.parquet, judgments.parquet (or qrels.parquet)"
+OWN_COLUMNS = ("doc_id", "title", "text")
+"""Columns by which a single Parquet file is a table of documents of ours; one without them needs a map."""
 
 _PARQUET = {
     "documents": ("documents.parquet", "corpus.parquet"),
@@ -31,3 +37,19 @@ def parquet(path: Path) -> Tables:
         column = judgments.column_names.index("split")
         parts["judgments"] = judgments.set_column(column, "split", tables.splits(judgments["split"]))
     return Tables(**parts)
+
+
+_FORMAT = tables.of_files(NAME, LOOKED_FOR, parquet_files, parquet)
+
+
+def find(config: SourceConfig, root: Path) -> FoundSource | None:
+    """The tables of our layout; see `tables.Format`. A single file of other columns is of it only where that is said.
+
+    Raises:
+        SchemaError: a single file that is not readable Parquet.
+    """
+    path = root / config.path
+    is_file = "://" not in config.path and not config.columns and path.is_file() and bool(parquet_files(path))
+    if is_file and config.format == "auto" and not set(OWN_COLUMNS) <= set(parquet_reader.column_names(path)):
+        return None
+    return _FORMAT.find(config, root)

@@ -33,12 +33,7 @@ from pipeline.secrets import hide_passwords
 from pipeline.text import other_format
 
 FORMATS = (
-    of_files(
-        "parquet",
-        "documents.parquet (or corpus.parquet), queries.parquet, judgments.parquet (or qrels.parquet)",
-        parquet.parquet_files,
-        parquet.parquet,
-    ),
+    Format(parquet.NAME, parquet.LOOKED_FOR, parquet.find),
     of_files("beir", "corpus.jsonl, queries.jsonl and qrels/*.tsv", beir.beir_files, beir.beir),
     of_files(
         "esci",

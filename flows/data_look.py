@@ -149,7 +149,8 @@ def _collection(
             f"{path}: its sources are {counted(len(collections), 'collection')} ({names}), and a recipe is written for "
             "one; give sources of documents and judgments that belong together one `name`"
         )
-    return [config for config, _ in read], collections[0]
+    # A recipe states the scale that was chosen for fractional grades, so that later rows do not change it.
+    return [replace(config, grade_scale=source.scale or config.grade_scale) for config, source in read], collections[0]
 
 
 def _written(config: "SourceConfig") -> dict[str, Any]:
@@ -171,7 +172,7 @@ def _scale_ratings(written: Sequence[dict[str, Any]], grades: "pd.Series[int]") 
         grades: the grades of all judgments.
     """
     lowest, highest = int(grades.min()), int(grades.max())
-    graded = [source for source in written if "grade" in source.get("columns", {})]
+    graded = [source for source in written if "grade" in source.get("columns", {}) and "grade_scale" not in source]
     if len(graded) == 1 and graded[0]["columns"]["grade"].casefold() in RATINGS and 0 < lowest < highest:
         graded[0]["grade_scale"] = [lowest, highest, highest - lowest]
         return lowest

@@ -83,6 +83,7 @@ def _data(seen: Look) -> list[str]:
         "[data]",
         *[f"# The environment variable {name} is read in the place of a password." for name in variables],
         *_evidence(seen),
+        *_scales(seen),
         "# Sources of one `name` are one collection, such as a table of documents and one of judgments.",
         *_listed("sources", [_inline(source) for source in written]),
         *_left_out(seen),
@@ -133,6 +134,16 @@ def _evidence(seen: Look) -> list[str]:
     return [
         "# A short log: a query and document are judged from fewer examined impressions on than the usual 10, so the",
         "# grades are less sure. Take min_examined out when the log is longer.",
+    ]
+
+
+def _scales(seen: Look) -> list[str]:
+    """The lines on the rule by which the grades of a source become whole ones from 0 up."""
+    graded = [source for source in seen.sources if "clicked" not in source.get("columns", {})]
+    scales = [source["grade_scale"] for source in graded if "grade_scale" in source]
+    return [
+        f"# Grades from {low:g} to {high:g} become whole ones from 0 to {steps:g}, halves rounded up (grade_scale)."
+        for low, high, steps in scales
     ]
 
 
@@ -302,7 +313,8 @@ def _quoted(text: str) -> str:
 def _inline(source: Mapping[str, Any]) -> str:
     parts = []
     for key, value in source.items():
-        shown = _inline(value) if isinstance(value, Mapping) else json.dumps(value, ensure_ascii=False)
+        whole = [int(item) if item == int(item) else item for item in value] if key == "grade_scale" else value
+        shown = _inline(value) if isinstance(value, Mapping) else json.dumps(whole, ensure_ascii=False)
         parts.append(f"{toml_key(key)} = {shown}")
     return "{ " + ", ".join(parts) + " }"
 

@@ -49,6 +49,8 @@ class Source:
     """Table → the locations of its rows in the files that were read; see `tables.Tables`."""
     shown: str = ""
     """The source's address, for messages."""
+    scale: tuple[float, ...] = ()
+    """The scale that was chosen for its fractional grades, as a `grade_scale`; empty where none was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,7 @@ def _checked(name: str, form: str, tables_read: Tables, digest: str, config: Sou
         tables_read.advice,
         tables_read.locations,
         where,
+        tables_read.scale,
     )
 
 

@@ -163,6 +163,28 @@ def test_one_star_is_irrelevant(tmp_path: Path) -> None:
     assert recipe.candidates.pool == "judged"
 
 
+@pytest.mark.parametrize("name", ["grade", "stars"])
+@pytest.mark.parametrize(("grades", "scale"), [(("1.33", "2.67", "3"), (1, 3, 6)), (("1.7", "2", "4.5"), (1, 5, 10))])
+def test_a_recipe_states_the_scale_that_was_chosen_for_fractional_grades(
+    tmp_path: Path, name: str, grades: tuple[str, ...], scale: tuple[int, ...]
+) -> None:
+    """Rows that are added later change no grade of the earlier ones."""
+    table = _rated(tmp_path / "ratings.csv", grades, head=f"query,title,{name}")
+    seen, text = init.write(str(table), tmp_path / "own.toml")
+    (source,) = recipes.load(tmp_path / "own.toml", []).data.sources
+    assert source.grade_scale == scale
+    assert f"# Grades from {scale[0]} to {scale[1]} become whole ones from 0 to {scale[2]}, halves rounded up" in text
+    first = readers.read(source, tmp_path).judgments
+    assert seen.irrelevant == first["grade"].to_pylist().count(0) / first.num_rows
+    with table.open("a", encoding="utf-8") as file:
+        file.write("another knife,a knife,0.5\n")
+    later = readers.read(source, tmp_path)
+    assert later.judgments.slice(0, first.num_rows).equals(first)
+    assert [fault.reason for fault in later.faults] == [
+        f"grade '0.5' is outside {scale[0]} to {scale[1]} of grade_scale"
+    ]
+
+
 def test_a_click_log_is_judged_by_its_clicks(tmp_path: Path) -> None:
     log = tmp_path / "log.csv"
     rows = [

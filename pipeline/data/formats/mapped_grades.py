@@ -54,10 +54,12 @@ class GradeColumn:
     faults: list[InvalidRow]
     advice: str = ""
     """The words without a grade, their rows and the labels that would fit; empty where every word has one."""
+    scale: tuple[float, ...] = ()
+    """The scale that was chosen for fractional grades, as a `grade_scale`; empty where none was."""
 
 
 def read(values: pa.ChunkedArray, config: SourceConfig, shown: str) -> GradeColumn:
-    """Grades from texts by `labels`, by `grade_scale`, as whole numbers, or by a scale that fits, see `_scaled`.
+    """Grades from texts by `labels`, by `grade_scale`, as whole numbers, or by a scale that fits, see `_scale`.
 
     Args:
         shown: the source's address, for messages.
@@ -127,7 +129,8 @@ def _numbered(
     inside = good & (low <= numbers) & (numbers <= high)
     faults += tables.unknown_grades(cells, pa.array(inside | ~good), f"is outside {low:g} to {high:g} of grade_scale")
     grades = np.where(inside, np.floor((numbers - low) / (high - low) * steps + 0.5), 0).astype(np.int64)
-    return GradeColumn(pa.chunked_array([grades]), faults, advice)
+    chosen = () if config.grade_scale else (low, high, steps)
+    return GradeColumn(pa.chunked_array([grades]), faults, advice, chosen)
 
 
 def _scale_advice(numbers: npt.NDArray[np.float64]) -> str:

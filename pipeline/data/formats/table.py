@@ -162,7 +162,7 @@ def _check_parts(names: set[str], columns: Collection[str], config: SourceConfig
 
 
 def _graded(columns: Mapping[str, pa.ChunkedArray], config: SourceConfig, shown: str) -> dict[str, Any]:
-    """The fields of `Tables` that come from a column of grades: the judgments, their faults, and advice on these.
+    """The fields of `Tables` from a column of grades: the judgments, their faults, advice on these, and the scale.
 
     Args:
         columns: role → column; query_id, doc_id and grade are among the roles.
@@ -175,7 +175,8 @@ def _graded(columns: Mapping[str, pa.ChunkedArray], config: SourceConfig, shown:
     )
     if "source" in columns:
         judgments["source"] = columns["source"]
-    return {"judgments": pa.table(judgments), "faults": tuple(grades.faults), "advice": grades.advice}
+    table = pa.table(judgments)
+    return {"judgments": table, "faults": tuple(grades.faults), "advice": grades.advice, "scale": grades.scale}
 
 
 def _is_click_log(keys: Collection[str], shown: str) -> bool:

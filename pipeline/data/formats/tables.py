@@ -51,6 +51,8 @@ class Tables:
     """Figures that the judgments of a click log rest on, see `ClickJudgments`; empty for other sources."""
     advice: str = ""
     """Advice on mending the rows in `faults`; empty where their reasons say all. See `mapped_grades.GradeColumn`."""
+    scale: tuple[float, ...] = ()
+    """The scale that was chosen for fractional grades; see `mapped_grades.GradeColumn`."""
     locations: Mapping[str, NameRows] = field(default_factory=dict, compare=False)
     """Table → the locations of its rows in the files that were read; empty where only their numbers are known."""
 

@@ -45,12 +45,15 @@ def data_check(
     recipe = sources.recipe_at(path, overrides or [])
     chosen = any_data(path, format, columns, labels, overrides)
     # A recipe says itself how much evidence its click logs need.
-    reports = check.examine(chosen, Path(), reader.read if sources.is_recipe(path) else short_logs.read)
+    is_recipe = sources.is_recipe(path)
+    read = reader.read if is_recipe else short_logs.read
+    reports = check.examine(chosen, Path(), read, to_train=is_recipe)
     if as_json:
         show(reports[0].to_dict() if len(reports) == 1 else [report.to_dict() for report in reports], as_json)
     for report in () if as_json else reports:
         console().print(check_tables.render(report))
-    if not as_json and (note := check.test_queries(reports, recipe.data, recipe.gate)):
+    notes = (check.without_documents(reports), check.test_queries(reports, recipe.data, recipe.gate))
+    for note in filter(None, () if as_json else notes):
         console().print(note)
     merged = sum(report.conflicts for report in reports) if recipe.data.conflicts != "error" else 0
     unusable = sum(len(report.faults) for report in reports) - merged

@@ -62,7 +62,7 @@ def split(source: SourceConfig, valid_share: float, test_share: float, seed: int
 
 def _read(config: SourceConfig) -> ValidatedTables:
     source = short_logs.read(config, Path())
-    sifted = validation.sift(source)
+    sifted = validation.sift(source, validation.purpose_of(source))
     validation.refuse(sifted.findings, hide_passwords(config.path), source.advice or validation.mend_first(config))
     return sifted
 

@@ -24,7 +24,7 @@ from pipeline.data import sources, splits, validation
 from pipeline.data.formats import qrels_file, tables
 from pipeline.data.formats.text_files import STRING
 from pipeline.data.sources import Source
-from pipeline.data.validation import Purpose, ValidatedTables
+from pipeline.data.validation import Finding, Purpose, ValidatedTables
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.schema import SPLITS
 from pipeline.stage import Stage
@@ -122,16 +122,26 @@ def _usable(source: Source, config: DataConfig, purpose: Purpose) -> ValidatedTa
             more than one published split.
     """
     sifted = validation.sift(source, purpose)
+    shown = source.shown or source.name
     if config.faulty_rows == "error":
         advice = f"{source.advice}; or {validation.MEND}" if source.advice else validation.MEND
-        validation.refuse(sifted.findings, source.shown or source.name, advice)
+        refused = sifted.findings if purpose == "training" else _but_unjudged(sifted.findings, shown)
+        validation.refuse(refused, shown, advice)
     if config.conflicts == "error":
         conflicts = validation.conflicts(source, sifted.findings)
         advice = 'mend them; a recipe takes one grade of each pair by data.conflicts = "max" or "mean"'
-        validation.refuse(conflicts, source.shown or source.name, advice)
+        validation.refuse(conflicts, shown, advice)
     if config.splits == "source":
         splits.guard(texts_of(sifted.queries, sifted.judgments), published(sifted.judgments), source.name)
     return sifted
+
+
+def _but_unjudged(findings: Sequence[Finding], shown: str) -> list[Finding]:
+    """The findings but those of rows without a grade: nobody judged these pairs, and a report does without them."""
+    unjudged = [finding for finding in findings if finding.fault.reason == tables.EMPTY_GRADE]
+    if unjudged:
+        log.warning("%s: left out: %s", shown, validation.summary(unjudged))
+    return [finding for finding in findings if finding.fault.reason != tables.EMPTY_GRADE]
 
 
 def merge(judgments: pa.Table, config: DataConfig) -> tuple[pa.Table, dict[str, int]]:

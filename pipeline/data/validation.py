@@ -100,6 +100,11 @@ def sift(source: Source, purpose: Purpose = "training") -> ValidatedTables:
     )
 
 
+def purpose_of(source: Source) -> Purpose:
+    """The use that data can have: judgments without any document can judge what has them, and nothing learns there."""
+    return "judging" if source.judgments.num_rows and not source.documents.num_rows else "training"
+
+
 def located(findings: Sequence[Finding], source: Source) -> list[Finding]:
     """The findings with the locations of their rows in the source's files, where those are known."""
     rows: dict[str, list[int]] = {}

@@ -12,6 +12,7 @@ from flows import report as reporting
 from flows import sources
 from pipeline.artifacts import Artifact
 from pipeline.config import ComputeConfig, SourceConfig
+from pipeline.data import convert
 from pipeline.data.checks import check
 from pipeline.data.formats import sql_address
 from pipeline.errors import ConfigError, SchemaError
@@ -86,10 +87,46 @@ def test_two_folders_of_one_name_are_not_mixed(copied: Trained, tmp_path: Path) 
 def test_the_sources_of_a_recipe_are_checked_together(apart: Path) -> None:
     checks = check.examine(sources.named(str(apart / "own.toml")), Path())
     assert [(report.documents, len(report.faults)) for report in checks] == [(150, 0)]
-    assert check.hint(checks) == ""
+    assert check.without_documents(checks) == ""
     alone = check.examine(sources.named(str(apart / "judged")), Path())
-    assert alone[0].faults
-    assert "relevance data check RECIPE" in check.hint(alone)
+    assert len(alone[0].faults) == alone[0].judgments
+    assert "relevance data check RECIPE" in check.without_documents(alone)
+
+
+def test_judgments_alone_are_checked_and_converted_as_what_can_judge(
+    copied: Trained, apart: Path, tmp_path: Path
+) -> None:
+    (judged,) = check.examine(sources.named(str(apart / "judged")), Path(), to_train=False)
+    (whole,) = check.examine(sources.named(str(copied.world / "tiny")), Path())
+    assert judged.faults == ()
+    assert (judged.grades, judged.judged_queries) == (whole.grades, whole.judged_queries)
+    assert check.without_documents([judged])
+    convert.convert(apart / "judged", "auto", tmp_path / "tiny")
+    converted = reporting.report(SourceConfig(path=str(tmp_path / "tiny")), copied.workspace)
+    as_it_was = reporting.report(SourceConfig(path=str(apart / "judged")), copied.workspace)
+    pd.testing.assert_frame_equal(_values(converted), _values(as_it_was))
+
+
+@pytest.mark.parametrize("others", [("",), ("", "?")])
+def test_a_report_leaves_out_pairs_that_nobody_graded_and_no_other_faulty_row(
+    copied: Trained, apart: Path, others: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """An export of ratings has a row for each result that was shown, most of them unrated."""
+    frame = pd.read_parquet(apart / "judged" / "judgments.parquet")
+    texts = pd.read_parquet(apart / "judged" / "queries.parquet").set_index("query_id")["text"]
+    rows = frame.assign(query=frame["query_id"].map(texts))[["query_id", "query", "doc_id", "grade"]]
+    unrated = pd.concat([rows.head(1).assign(doc_id="d149", grade=grade) for grade in others])
+    reports = []
+    for name, table in {"rated": rows, "some": pd.concat([rows.astype(object), unrated])}.items():
+        table.to_csv(apart / f"{name}.csv", index=False)
+        (source,) = sources.of_judgments(str(apart / f"{name}.csv"))
+        if name == "some" and len(others) > 1:
+            with pytest.raises(SchemaError, match=r"1 row cannot be used \(judgments, some.csv, line \d+: grade '\?'"):
+                reporting.report(source, copied.workspace)
+            return
+        reports.append(reporting.report(source, copied.workspace))
+    assert f"left out: judgments, some.csv, line {len(rows) + 2}: the grade is empty" in caplog.text
+    pd.testing.assert_frame_equal(*map(_values, reports))
 
 
 def test_a_scheduled_reindex_reads_the_database_of_its_recipe(apart: Path) -> None:

@@ -61,7 +61,11 @@ class DataReport:
 
 
 def examine(
-    configs: Sequence[SourceConfig], root: Path, read: Callable[[SourceConfig, Path], Source] = sources.read
+    configs: Sequence[SourceConfig],
+    root: Path,
+    read: Callable[[SourceConfig, Path], Source] = sources.read,
+    *,
+    to_train: bool = True,
 ) -> list[DataReport]:
     """Reads sources and describes each collection; sources of one name are one collection, as in a recipe.
 
@@ -69,6 +73,7 @@ def examine(
         configs: the sources.
         root: the folder that their paths are relative to.
         read: reads one of them; see `short_logs.read` for one that takes short click logs.
+        to_train: whether something is to learn from them, so that judgments without any document cannot be used.
 
     Raises:
         MissingError: nothing of that format at a path.
@@ -78,12 +83,19 @@ def examine(
     paths: dict[str, list[str]] = {}
     for config, source in zip(configs, collections, strict=True):
         paths.setdefault(source.name, []).append(config.path)
-    return [describe(source, " + ".join(paths[source.name])) for source in judgments.by_name(collections)]
+    return [
+        describe(source, " + ".join(paths[source.name]), "training" if to_train else validation.purpose_of(source))
+        for source in judgments.by_name(collections)
+    ]
 
 
-def describe(source: Source, path: str) -> DataReport:
-    """The description of a source as read; grades in conflict are faults too."""
-    sifted = validation.sift(source)
+def describe(source: Source, path: str, purpose: validation.Purpose = "training") -> DataReport:
+    """The description of a source as read; grades in conflict are faults too.
+
+    Args:
+        purpose: decides which rows cannot be used, see `validation.sift`.
+    """
+    sifted = validation.sift(source, purpose)
     conflicts = validation.conflicts(source, sifted.findings)
     usable = replace(sifted, findings=(*sifted.findings, *conflicts))
     rows = usable.judgments.select(["query_id", "doc_id", "grade"]).to_pandas()
@@ -121,13 +133,18 @@ def describe(source: Source, path: str) -> DataReport:
 
 
 def hint(reports: Sequence[DataReport]) -> str:
-    """Advice on words without a grade, or on judgments whose documents lie elsewhere; empty for others."""
-    known = "".join(f"; {report.advice}" for report in reports if report.advice)
-    if known:
-        return known
+    """Advice on words without a grade; empty where there are none."""
+    return "".join(f"; {report.advice}" for report in reports if report.advice)
+
+
+def without_documents(reports: Sequence[DataReport]) -> str:
+    """A sentence on judgments without any document, which can judge but not teach; empty for other data."""
     if any(report.documents for report in reports) or not any(report.judgments for report in reports):
         return ""
-    return "; where the documents lie elsewhere, check the recipe that names both: `relevance data check RECIPE`"
+    return (
+        "there are no documents here: `relevance report --judgments` takes those of the release; to train, name both "
+        "in a recipe, and check that: `relevance data check RECIPE`"
+    )
 
 
 def on_conflicts(reports: Sequence[DataReport]) -> str:

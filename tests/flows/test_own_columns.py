@@ -480,11 +480,11 @@ WRITERS: Mapping[str, Callable[[pd.DataFrame, Path], Any]] = {
 @pytest.mark.parametrize("is_folder", [False, True])
 def test_every_kind_of_table_is_answered_with_its_columns_and_a_map(tmp_path: Path, kind: str, is_folder: bool) -> None:
     """By its path, and as a recipe's source without a map."""
-    place = tmp_path / ("tables" if is_folder else "")
-    place.mkdir(exist_ok=True)
+    folder = tmp_path / ("tables" if is_folder else "")
+    folder.mkdir(exist_ok=True)
     for number in range(1 + is_folder):
-        WRITERS[kind](pd.DataFrame([ODD_ROW] * 3), place / f"odd{number}.{kind}")
-    path = str(place if is_folder else place / f"odd0.{kind}")
+        WRITERS[kind](pd.DataFrame([ODD_ROW] * 3), folder / f"odd{number}.{kind}")
+    path = str(folder if is_folder else folder / f"odd0.{kind}")
     with pytest.raises(SchemaError, match=r"no column has a usual name.*\n.*gesucht \(red knife\), ware") as raised:
         sources.of_judgments(path)
     assert typed(str(raised.value)) == dict.fromkeys(("query", "title", "grade"), "COLUMN")

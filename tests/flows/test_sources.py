@@ -97,9 +97,9 @@ def test_judgments_alone_are_checked_and_converted_as_what_can_judge(
     copied: Trained, apart: Path, tmp_path: Path
 ) -> None:
     (judged,) = check.examine(sources.named(str(apart / "judged")), Path(), to_train=False)
-    (whole,) = check.examine(sources.named(str(copied.world / "tiny")), Path())
+    (complete,) = check.examine(sources.named(str(copied.world / "tiny")), Path())
     assert judged.faults == ()
-    assert (judged.grades, judged.judged_queries) == (whole.grades, whole.judged_queries)
+    assert (judged.grades, judged.judged_queries) == (complete.grades, complete.judged_queries)
     assert check.without_documents([judged])
     convert.convert(apart / "judged", "auto", tmp_path / "tiny")
     converted = reporting.report(SourceConfig(path=str(tmp_path / "tiny")), copied.workspace)
@@ -107,20 +107,20 @@ def test_judgments_alone_are_checked_and_converted_as_what_can_judge(
     pd.testing.assert_frame_equal(_values(converted), _values(as_it_was))
 
 
-@pytest.mark.parametrize("others", [("",), ("", "?")])
+@pytest.mark.parametrize("unusual", [("",), ("", "?")])
 def test_a_report_leaves_out_pairs_that_nobody_graded_and_no_other_faulty_row(
-    copied: Trained, apart: Path, others: tuple[str, ...], caplog: pytest.LogCaptureFixture
+    copied: Trained, apart: Path, unusual: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     """An export of ratings has a row for each result that was shown, most of them unrated."""
     frame = pd.read_parquet(apart / "judged" / "judgments.parquet")
     texts = pd.read_parquet(apart / "judged" / "queries.parquet").set_index("query_id")["text"]
     rows = frame.assign(query=frame["query_id"].map(texts))[["query_id", "query", "doc_id", "grade"]]
-    unrated = pd.concat([rows.head(1).assign(doc_id="d149", grade=grade) for grade in others])
+    unrated = pd.concat([rows.head(1).assign(doc_id="d149", grade=grade) for grade in unusual])
     reports = []
     for name, table in {"rated": rows, "some": pd.concat([rows.astype(object), unrated])}.items():
         table.to_csv(apart / f"{name}.csv", index=False)
         (source,) = sources.of_judgments(str(apart / f"{name}.csv"))
-        if name == "some" and len(others) > 1:
+        if name == "some" and len(unusual) > 1:
             with pytest.raises(SchemaError, match=r"1 row cannot be used \(judgments, some.csv, line \d+: grade '\?'"):
                 reporting.report(source, copied.workspace)
             return

@@ -1,5 +1,6 @@
 """Judges models and releases on held-out queries."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,20 +39,42 @@ def judge(
     config: CandidatesConfig, run: Runner, *, models: ScoringModels, corpus: SearchableCorpus, data: Artifact
 ) -> PoolScores:
     """Scores the candidates of the valid and test queries with one system, and fits its fusion if it has none."""
+    from pipeline.training import fusion as fusions
+
+    pool, features = _scored(config, run, models=models, corpus=corpus, data=data)
+    fusion = models.fusion
+    if fusion is None:
+        retrieved: dict[str, Artifact] = {}
+        if config.pool == "judged":  # /search ranks what it finds among all documents, so the fusion must see that too.
+            config, run_again = replace(config, pool="retrieved"), run.labelled("retrieved")
+            searched = _scored(config, run_again, models=models, corpus=corpus, data=data, splits=("valid",))
+            retrieved = {"retrieved_pool": searched[0], "retrieved_features": searched[1]}
+        fusion = run(fusions.make, features=features, pool=pool, **retrieved)
+    return PoolScores(pool=pool, features=features, fusion=fusion)
+
+
+def _scored(
+    config: CandidatesConfig,
+    run: Runner,
+    *,
+    models: ScoringModels,
+    corpus: SearchableCorpus,
+    data: Artifact,
+    splits: Sequence[str] = ("valid", "test"),
+) -> tuple[Artifact, Artifact]:
+    """The pool of the queries of these splits, and its features."""
     from index import lexical, semantic
     from pipeline.data import candidates
-    from pipeline.training import fusion as fusions
     from serving.runtime import offline
 
-    depth, splits = config.retrieve, ("valid", "test")
     runs = []
     if config.pool == "retrieved":
-        queries = offline.embedder(models.encoder, "query")
+        queries, depth = offline.embedder(models.encoder, "query"), config.retrieve
         runs = [
             run(lexical.run, lexical=corpus.lexical, data=data, depth=depth, splits=splits),
             run(semantic.run, index=corpus.index, data=data, embed_queries=queries, depth=depth, splits=splits),
         ]
-    pool = run(candidates.pool, config, data=data, runs=runs)
+    pool = run(candidates.pool, config, data=data, runs=runs, splits=splits)
     features = run(
         offline.features,
         ranker=models.ranker,
@@ -63,8 +86,7 @@ def judge(
         pool=pool,
         fields=corpus.fields,
     )
-    fusion = models.fusion or run(fusions.make, features=features, pool=pool)
-    return PoolScores(pool=pool, features=features, fusion=fusion)
+    return pool, features
 
 
 def judge_release(

@@ -37,6 +37,8 @@ MINED_PAIRS = Stage(
     title="mined pairs",
 )
 
+JUDGING_SPLITS = ("valid", "test")
+"""The splits whose queries choose the fusion and judge the release."""
 MINED = "mined"
 """Value of the column `source` in the negatives that the encoder learns from after its first round."""
 
@@ -106,8 +108,15 @@ def pairs(
 
 
 @POOL
-def pool(workspace: Path, config: CandidatesConfig, *, data: Artifact, runs: Sequence[Artifact]) -> Artifact:
-    """The `pool` artifact: pairs.parquet of the splits valid and test, which every system ranks.
+def pool(
+    workspace: Path,
+    config: CandidatesConfig,
+    *,
+    data: Artifact,
+    runs: Sequence[Artifact],
+    splits: Sequence[str] = JUDGING_SPLITS,
+) -> Artifact:
+    """The `pool` artifact: pairs.parquet of the splits valid and test, or of those given, which every system ranks.
 
     With `config.pool` judged it has the judged pairs; with retrieved the union of the first `retrieve` of each run,
     unjudged documents as grade 0 (source "unjudged"), ordered by the first run that has them and their rank there.
@@ -118,13 +127,16 @@ def pool(workspace: Path, config: CandidatesConfig, *, data: Artifact, runs: Seq
     own = schema.own_documents(data.path)
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        rows, metrics = _pooled(config, _judged(data, own), _ranked(runs, data, own), ("valid", "test"))
+        rows, metrics = _pooled(config, _judged(data, own), _ranked(runs, data, own), splits)
         table = _ordered([rows])
         schema.write(table, staging.folder / "pairs.parquet", "pairs")
         return {**_counts(table), **metrics}
 
     inputs = {"data": data, **{f"run {number}": run for number, run in enumerate(runs)}}
-    settings = {"pool": config.pool, "retrieve": config.retrieve} | own_setting(own) | people_judge(data)
+    settings: dict[str, Any] = {"pool": config.pool, "retrieve": config.retrieve}
+    settings |= own_setting(own) | people_judge(data)
+    if tuple(splits) != JUDGING_SPLITS:
+        settings["splits"] = list(splits)
     return POOL.make(workspace, config=settings, inputs=inputs, build=build)
 
 

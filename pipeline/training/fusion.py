@@ -7,6 +7,10 @@ With too few queries to learn from, the order starts from the reciprocal-rank fu
 no training, or from BM25 where that fusion is surely worse. It moves towards the best simple order as far as the
 queries support it. No order that is surely worse than BM25 on the valid queries is ever taken.
 
+Judged lists may show too little: their documents are those that another search found, so an encoder that confuses all
+others can order them well. Where the pool is the judged lists, the order is therefore tried on the documents that BM25
+and encoder find among all. If it is surely worse there than BM25, the order is chosen from these.
+
 `/rerank` answers by the ranker alone where that is no worse than BM25 on the valid queries, else in the fused order.
 """
 
@@ -43,7 +47,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Version 4: it also decides the order of /rerank.
-STAGE = Stage("fusion", version=4, inputs={"features": "features", "pool": "pool"})
+STAGE = Stage(
+    "fusion",
+    version=4,
+    inputs={
+        "features": "features",
+        "pool": "pool",
+        "retrieved_features": "features",
+        "retrieved_pool": "pool",
+    },
+)
 
 MIN_QUERIES = 20
 """With fewer queries whose documents differ in grade no weights are learned; see `_few`."""
@@ -56,7 +69,14 @@ log = logging.getLogger(__name__)
 
 
 @STAGE
-def make(workspace: Path, *, features: Artifact, pool: Artifact) -> Artifact:
+def make(
+    workspace: Path,
+    *,
+    features: Artifact,
+    pool: Artifact,
+    retrieved_features: Artifact | None = None,
+    retrieved_pool: Artifact | None = None,
+) -> Artifact:
     """A fusion artifact: fusion.json with a weight for each feature, and the order of `/rerank`.
 
     Its metrics have the valid nDCG of each simple order and of `fused`, which is measured on queries that
@@ -67,13 +87,18 @@ def make(workspace: Path, *, features: Artifact, pool: Artifact) -> Artifact:
         features: row_id, query_id, doc_id, split, bm25, encoder, ranker, and the scores of fields that are indexed
             apart.
         pool: pairs with the grades of these rows.
+        retrieved_features, retrieved_pool: the same of the documents that BM25 and encoder find, where the pool has
+            judged documents alone; else None.
 
     Raises:
         SchemaError: a valid row is not in the pool, or a feature is not a finite number.
     """
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        fusion, measured = fit(_judged(features, pool))
+        retrieved = None
+        if retrieved_features and retrieved_pool:
+            retrieved = _judged(retrieved_features, retrieved_pool)
+        fusion, measured = fit(_judged(features, pool), retrieved)
         (staging.folder / "fusion.json").write_text(fusion.to_json(), encoding="utf-8")
         orders = ", ".join(f"{name} {value:.4f}" for name, value in measured["ndcg"].items())
         log.info("fusion: %s; nDCG@10 of the valid queries: %s", measured["chosen"], orders)
@@ -83,42 +108,80 @@ def make(workspace: Path, *, features: Artifact, pool: Artifact) -> Artifact:
         return {**measured, "models": models}  # A release checks that it holds these.
 
     inputs = {"features": features, "pool": pool}
+    if retrieved_features and retrieved_pool:
+        inputs |= {"retrieved_features": retrieved_features, "retrieved_pool": retrieved_pool}
     return STAGE.make(workspace, config={}, inputs=inputs, build=build)
 
 
-def fit(judged: "pd.DataFrame") -> tuple[Fusion, dict[str, Any]]:
+def fit(judged: "pd.DataFrame", retrieved: "pd.DataFrame | None" = None) -> tuple[Fusion, dict[str, Any]]:
     """The weights that cross-validation prefers, and what it measured.
 
     Args:
         judged: columns row_id, query_id, doc_id, bm25, encoder, ranker, scores of single fields (see
             `features.field_feature`) and grade.
+        retrieved: the same of the documents that BM25 and encoder find, where `judged` has judged documents alone. An
+            order that is surely worse than BM25 on these gives way to one that is chosen on them.
     """
     lists = candidate_lists(judged)
+    values = _simple_ndcg(lists)
+    weights, measured = _chosen(lists, values, judged["query_id"].nunique())
+    if retrieved is not None:
+        weights, measured = _held_to_bm25(weights, measured, retrieved)
+    return _as_fusion(weights, lists, values), measured
+
+
+def _simple_ndcg(lists: CandidateLists) -> dict[str, Floats]:
+    """Simple candidate → (queries,) nDCG."""
+    everyone = np.ones(lists.queries, dtype=bool)
+    return {simple.name: lists.ndcg(lists.rows @ equal_weights(simple, lists.names), everyone) for simple in SIMPLE}
+
+
+def _chosen(lists: CandidateLists, values: Mapping[str, Floats], queries: int) -> tuple[Floats, dict[str, Any]]:
+    """Weights (features,) of the order that is best on these lists, and what was measured.
+
+    Args:
+        values: simple candidate → (queries,) nDCG.
+        queries: the number of queries, with those whose documents have one grade.
+    """
     measured: dict[str, Any] = {
         "measure": MEASURE,
         "queries": lists.queries,
         "documents": len(lists.query),
-        "ndcg": {},
+        "ndcg": {name: float(each.mean()) for name, each in values.items()} if lists.queries else {},
         "chosen": "",
         "reason": "",
     }
-    everyone = np.ones(lists.queries, dtype=bool)
-    values = {simple.name: lists.ndcg(lists.rows @ equal_weights(simple, lists.names), everyone) for simple in SIMPLE}
+    if lists.queries >= MIN_QUERIES:
+        chosen = _learned(lists, values, measured)
+        return candidate_weights(lists, chosen, np.ones(lists.queries, dtype=bool)), measured
+    weights, measured["chosen"], held_out = _few(lists, values)
+    measured["reason"] = (
+        f"{lists.queries} of {counted(queries, 'valid query', 'have')} documents of different "
+        f"grade; {MIN_QUERIES} are needed to learn weights, so a simple order is taken: {measured['chosen']}"
+    )
+    log.warning("fusion: %s", measured["reason"])
     if lists.queries:
-        measured["ndcg"] = {name: float(each.mean()) for name, each in values.items()}
-    if lists.queries < MIN_QUERIES:
-        weights, chosen_name, held_out = _few(lists, values)
-        measured["chosen"] = chosen_name
-        measured["reason"] = (
-            f"{lists.queries} of {counted(judged['query_id'].nunique(), 'valid query', 'have')} documents of different "
-            f"grade; {MIN_QUERIES} are needed to learn weights, so a simple order is taken: {chosen_name}"
-        )
-        log.warning("fusion: %s", measured["reason"])
-        if lists.queries:
-            measured["ndcg"]["fused"] = float(held_out.mean())
-        return _as_fusion(weights, lists, values), measured
-    chosen = _learned(lists, values, measured)
-    return _as_fusion(candidate_weights(lists, chosen, everyone), lists, values), measured
+        measured["ndcg"]["fused"] = float(held_out.mean())
+    return weights, measured
+
+
+def _held_to_bm25(
+    weights: Floats, measured: dict[str, Any], retrieved: "pd.DataFrame"
+) -> tuple[Floats, dict[str, Any]]:
+    """These weights and figures, or those of the retrieved documents where the weights are surely worse than BM25."""
+    lists = candidate_lists(retrieved)
+    everyone = np.ones(lists.queries, dtype=bool)
+    values = _simple_ndcg(lists)
+    ours, bm25 = lists.ndcg(lists.rows @ weights, everyone), values["bm25"]
+    if not _surely_worse(ours, bm25):
+        return weights, measured
+    again, figures = _chosen(lists, values, retrieved["query_id"].nunique())
+    figures["reason"] = (
+        f"{measured['chosen']} orders the judged lists best, but of the documents that BM25 and encoder find among all "
+        f"it came to {ours.mean():.4f} and bm25 to {bm25.mean():.4f}; so /search takes the order that is best on these"
+    )
+    log.warning("fusion: %s", figures["reason"])
+    return again, figures
 
 
 def _learned(lists: CandidateLists, values: Mapping[str, Floats], measured: dict[str, Any]) -> Candidate:

@@ -76,6 +76,30 @@ def _artifact(trained: Trained, kind: str) -> Path:
     return manifest.parent
 
 
+def test_the_fusion_of_judged_lists_sees_what_is_retrieved_too(copied: Trained) -> None:
+    opened, workspace = copied.outcome.release, copied.workspace
+    data, vectors = (artifacts.load(_artifact(copied, kind)) for kind in ("data", "vectors"))
+    parts = {name: release_parts.part(opened, name) for name in ("lexical", "documents", "index")}
+    models = judging.ScoringModels(
+        ranker=release_parts.part(opened, "ranker"), encoder=release_parts.part(opened, "encoder")
+    )
+    judged = judging.judge(
+        dataclasses.replace(copied.recipe.candidates, pool="judged"),
+        retrain.Runner(workspace),
+        models=models,
+        corpus=judging.SearchableCorpus(vectors=vectors, **parts),
+        data=data,
+    )
+    inputs = judged.fusion.manifest.inputs
+    pool = pd.read_parquet(judged.pool.file("pairs.parquet"))
+    retrieved = pd.read_parquet(workspace / "artifacts" / "pool" / str(inputs["retrieved_pool"]) / "pairs.parquet")
+    assert set(inputs) == {"features", "pool", "retrieved_features", "retrieved_pool"}
+    assert "unjudged" not in set(pool["source"])
+    assert "unjudged" in set(retrieved["source"])
+    assert set(retrieved["split"]) == {"valid"}
+    assert set(retrieved["query_id"]) == set(pool[pool["split"] == "valid"]["query_id"])
+
+
 def test_second_retraining_does_no_work_and_changes_nothing(copied: Trained) -> None:
     before = sorted(str(path) for path in copied.workspace.rglob("manifest.json"))
     outcome = retrain.retrain(copied.recipe, copied.workspace)

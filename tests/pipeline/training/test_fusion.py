@@ -207,7 +207,7 @@ def features_and_pool(
             content.to_parquet(staging.folder / f"{name}.parquet", index=False)
             return {}
 
-        inputs = {"ranker": "a", "encoder": "b"}
+        inputs = {"ranker": "a", "encoder": "b", "rows": str(pd.util.hash_pandas_object(content).sum())}
         return artifacts.make(workspace, kind, version=1, config={}, inputs=inputs, build=build)
 
     features = frame.drop(columns="grade").sample(frac=1, random_state=0)
@@ -227,6 +227,32 @@ def test_the_artifact_learns_from_valid_rows_only_and_is_plain_numbers(tmp_path:
     assert set(json.loads(text)["weights"]) == set(FEATURES)
     assert artifact.metrics["ndcg"] == figures["ndcg"]
     assert artifact.metrics["queries"] <= 30
+
+
+def test_an_encoder_that_orders_judged_lists_alone_does_not_order_what_is_retrieved(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    judged = world(40, {"bm25": 6.0, "encoder": 0.1, "ranker": 50.0})
+    confused = world(40, {"bm25": 0.5, "encoder": 50.0, "ranker": 50.0}, seed=1)  # Among all documents.
+    fresh = world(300, {"bm25": 0.5, "encoder": 50.0, "ranker": 50.0}, seed=2)
+    bm25 = Fusion(weights={name: float(name == "bm25") for name in FEATURES})
+    alone, _ = fusion.fit(judged)
+    assert ndcg(fresh, alone) < ndcg(fresh, bm25) - 0.1
+    held, figures = fusion.fit(judged, confused)
+    assert ndcg(fresh, held) > ndcg(fresh, bm25) - 0.01
+    assert "so /search takes the order that is best on these" in figures["reason"]
+    assert figures["reason"] in caplog.text
+
+    pairs = [features_and_pool(tmp_path, frame) for frame in (judged, confused)]
+    retrieved = {"retrieved_features": pairs[1][0], "retrieved_pool": pairs[1][1]}
+    artifact = fusion.make(tmp_path, features=pairs[0][0], pool=pairs[0][1], **retrieved)
+    assert Fusion.from_json(artifact.file("fusion.json").read_text(encoding="utf-8")) == held
+
+
+@pytest.mark.parametrize("noise", [NOISE, {"bm25": 50.0, "encoder": 0.5, "ranker": 0.5}])
+def test_an_order_that_is_no_worse_than_bm25_among_all_documents_stays(noise: dict[str, float]) -> None:
+    judged = world(60, {"bm25": 6.0, "encoder": 0.5, "ranker": 0.5})
+    assert fusion.fit(judged, world(60, noise, seed=1)) == fusion.fit(judged)
 
 
 def test_rows_that_the_pool_does_not_have_are_refused(tmp_path: Path) -> None:

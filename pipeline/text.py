@@ -22,6 +22,8 @@ from pipeline.errors import MissingError, SchemaError
 
 HEAD_BYTES = 1 << 20
 """Bytes at the head of a file by which its line ends are told."""
+YES, NO = frozenset(("true", "t", "yes", "y", "是")), frozenset(("false", "f", "no", "n", "否"))
+"""Texts of a cell, in lower case, that say yes and no."""
 MAX_CHARS = 1_000_000
 """Maximum number of characters of a title, text or query; a longer one is refused on import."""
 

@@ -67,9 +67,10 @@ def data_check(
             console().print(f'{counted(unusable, "row")} would be dropped, as data.faulty_rows = "drop" says')
     if unusable and not dropped:
         they, them = ("it is", "it") if unusable == 1 else ("they are", "them")
+        merging = check.on_conflicts(reports) if recipe.data.conflicts == "error" else ""
         raise InputError(
-            f"{path}: {counted(unusable, 'row')} cannot be used; {they} listed above, mend or drop "
-            f"{them}{check.hint(reports)}" + (check.on_conflicts(reports) if recipe.data.conflicts == "error" else "")
+            f"{path}: {counted(unusable, 'row')} cannot be used; {they} listed above; mend {them}, or drop {them} by a "
+            f'recipe with data.faulty_rows = "drop", as `init` writes it{check.hint(reports)}{merging}'
         )
 
 

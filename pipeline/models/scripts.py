@@ -117,7 +117,8 @@ def check_reads(encoder: Readable, texts: Iterable[str]) -> None:
     if words and tokens and not covers(tokens, script := words.most_common(1)[0][0]):
         raise ConfigError(
             f"the documents are in {script} script, which the vocabulary of {encoder.folder} lacks; give an encoder of "
-            "their language with --encoder, or train one from judged queries or clicks: `relevance init DATA`"
+            "their language with --encoder, by its folder or hub name such as intfloat/multilingual-e5-small, or train "
+            "one from judged queries or clicks: `relevance init DATA`"
         )
 
 

@@ -11,7 +11,7 @@ from pipeline import text
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.schema import NameRows
-from pipeline.text import counted
+from pipeline.text import NO, YES, counted
 
 ROLES = ("position", "clicked", "session", "time")
 """Keys of the map of columns that only a click log has."""
@@ -24,8 +24,6 @@ MAX_SECONDS = 1e11
 
 MAX_POSITION = 1_000_000
 """A larger number is no rank in a list that a person saw."""
-
-_YES, _NO = ("true", "t", "yes", "y"), ("false", "f", "no", "n")
 
 
 def usual_spelling(queries: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -91,9 +89,9 @@ class ClickLog:
         values: pd.Series = self.rows["clicked"].to_pandas()
         folded = values.str.strip().str.casefold()
         numbers = pd.to_numeric(folded, errors="coerce")
-        wrong = ~(folded.isin([*_YES, *_NO]) | (numbers.ge(0) & numbers.lt(np.inf)))
-        self._refuse_unreadable("clicked", values, wrong, "true, false or a number of clicks")
-        return (folded.isin(_YES) | numbers.gt(0)).to_numpy(bool)
+        wrong = ~(folded.isin(YES | NO) | (numbers.ge(0) & numbers.lt(np.inf)))
+        self._refuse_unreadable("clicked", values, wrong, "true, false, yes, no (是, 否) or a number of clicks")
+        return (folded.isin(YES) | numbers.gt(0)).to_numpy(bool)
 
     def _sessions(self) -> pd.Series:
         """The session of each row. A log with rows that lack one is refused: joined, those of all users would be one

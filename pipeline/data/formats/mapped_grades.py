@@ -23,7 +23,7 @@ from pipeline.config import SourceConfig
 from pipeline.data.formats import option_text, tables
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.schema import MAX_GRADE, InvalidRow, grade_of
-from pipeline.text import counted
+from pipeline.text import NO, YES, counted
 
 STEPS_PER_POINT = 3
 """Whole grades for each point of a fractional scale, where the recipe sets no `grade_scale`."""
@@ -39,7 +39,7 @@ MOST_TOO_HIGH = 0.2
 """Share of grades above the highest one from which they look like those of a larger scale."""
 NO_VALUE = frozenset(("", "nan", "null", "n/a", "-", "?"))
 """Cells that say that there is no grade; their rows are faults, and no label is asked for."""
-_TRUTH = {"true": 1, "false": 0}
+_TRUTH = dict.fromkeys(YES, 1) | dict.fromkeys(NO, 0)
 _DECIMAL_COMMA = re.compile(r"[+-]?(?:0,[0-9]+|[0-9]{1,3},(?:[0-9]{1,2}|[0-9]{4,}))")
 """A number such as 2,5; in 1,299 the comma may as well separate thousands, and the row is a fault."""
 

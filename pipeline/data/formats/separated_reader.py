@@ -193,7 +193,10 @@ class SeparatedReader:
             )
 
     def _as_utf8(self, content: bytes, is_all: bool) -> bytes:
-        """The content in UTF-8, after a check of every byte; the last character of a part may be cut off."""
+        """The content in UTF-8, after a check of every byte, without a last character of a part that is cut off.
+
+        Arrow shows each row of another width to `_invalid_row` as text, the last one of a part too.
+        """
         decoder = codecs.getincrementaldecoder(self.encoding)()
         is_utf8 = codecs.lookup(self.encoding).name == "utf-8"
         parts = []
@@ -202,7 +205,8 @@ class SeparatedReader:
             text = decoder.decode(content[start:end], final=is_all and end >= len(content))
             if not is_utf8:
                 parts.append(text.encode())
-        return content if is_utf8 else b"".join(parts)
+        cut_off = len(decoder.getstate()[0])
+        return content[: len(content) - cut_off] if is_utf8 else b"".join(parts)
 
     def _options(self, block: int, *, threads: bool, skip_invalid: bool = False) -> dict[str, Any]:
         return {

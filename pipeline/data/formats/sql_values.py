@@ -20,6 +20,7 @@ import pyarrow as pa
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import SchemaError
 from pipeline.schema import row_name
+from pipeline.text import NO
 
 ValueKind = Literal["bool", "int", "float", "decimal", "date", "time", "moment", "instant", "other"]
 """Kind of a value: a moment is a date and time without a time zone, an instant has one; other is kept as text."""
@@ -106,9 +107,9 @@ def _kind(value: Any) -> ValueKind:  # noqa: PLR0911 - a table of types
 def is_set(flag: Any) -> bool:
     """Whether a flag, such as the column that marks deleted rows, is set.
 
-    NULL, 0, false and an empty value are not; nor are the texts false, f, no and n in any case.
+    NULL, 0, false and an empty value are not; nor are the texts that say no, in any case.
     """
-    return flag is not None and plain(flag).strip().casefold() not in ("", "0", "false", "f", "no", "n")
+    return flag is not None and plain(flag).strip().casefold() not in ("", "0", *NO)
 
 
 def plain(value: Any) -> str:  # noqa: PLR0911 - a table of types

@@ -92,7 +92,7 @@ def log_of(rows: Sequence[tuple[str, str, object, object]]) -> pd.DataFrame:
         ([("a", "x", 1, 0), ("a", "x", 2, 0)], "no row is clicked"),
         ([("a", "x", 1, 1), ("a", "x", "top", 0)], r"1 row has no position .* line 3: 'top' is not a whole number"),
         ([("a", "x", 1, 1), ("a", "x", 1.5, 0)], "'1.5' is not a whole number from 0"),
-        ([("a", "x", 1, 1), ("a", "x", 2, "maybe")], "'maybe' is not true, false or a number of clicks"),
+        ([("a", "x", 1, 1), ("a", "x", 2, "maybe")], "'maybe' is not true, false, yes, no .* or a number of clicks"),
         ([("a", "x", 1, 1), ("a", "x", 2, -1)], "'-1' is not true, false"),
         ([("a", "x", 1, 1), ("a", "x", 10**7, 0)], "'10000000' is not a whole number from 0 to 1,000,000"),
         ([("a", "x", 1, 1), ("a", "x", 2, "inf")], "'inf' is not true, false"),
@@ -104,6 +104,14 @@ def test_a_log_that_cannot_tell_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(SchemaError, match=message):
         read(tmp_path / "log.csv", log_of(rows))
+
+
+@pytest.mark.parametrize(("yes", "no"), [("是", "否"), ("Yes", "No"), (3, 0)])
+def test_clicks_are_numbers_or_words_that_say_yes_and_no(tmp_path: Path, yes: object, no: object) -> None:
+    frame, _ = simulate(8, queries=4, impressions=2_000)
+    worded = frame.assign(hit=[yes if hit else no for hit in frame["hit"]])
+    expected = read(tmp_path / "log.csv", frame).judgments.to_pylist()
+    assert read(tmp_path / "worded.csv", worded).judgments.to_pylist() == expected
 
 
 def test_a_log_whose_highest_grade_would_stand_for_pairs_without_a_click_is_refused(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def suggested(message: str) -> dict[str, int]:
         (["Exact", "Exact", "no"], {"Exct": 2, "no": 0}, "in 2 rows; 'Exct' stands in no row", {"no": 0, "Exact": 2}),
         (["relevant", "irrelevant"], {"relevant": 2}, "'irrelevant' in 1 row;", {"relevant": 2, "irrelevant": 9}),
         (["相关", "不相关", "不相关"], {"相关": 2}, "'不相关' in 2 rows;", {"相关": 2, "不相关": 9}),
+        (["最佳", "是", "否"], {"最佳": 2}, "'是' in 1 row", {"最佳": 2, "是": 1, "否": 0}),
         (["Exact", "2", "0"], {"Exact": 2}, "'2' in 1 row, '0' in 1 row", {"Exact": 2, "2": 2, "0": 0}),
         (["Exact", "2", "nan", ""], {}, "'Exact' in 1 row;", {"2": 2, "Exact": 9}),
         (["so, so", 'say ""=1""', "no"], {"no": 0}, "'so, so'", {"no": 0, "so, so": 9, 'say "=1"': 9}),

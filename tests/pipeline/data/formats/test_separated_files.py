@@ -127,6 +127,16 @@ def test_a_first_row_may_be_longer_than_any_limit_of_another_parser(tmp_path: Pa
     assert separated_files.titled(tmp_path / "table.csv", ("b",))["b"].to_pylist() == ["2"]
 
 
+@pytest.mark.parametrize("shift", range(3))
+def test_the_head_of_a_file_may_end_within_a_character(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shift: int
+) -> None:
+    """Arrow shows the row that is cut off as text; what it cannot decode it would print as an error of nobody's."""
+    monkeypatch.setattr(separated_reader, "HEAD_BYTES", 64)
+    (tmp_path / "table.csv").write_text("查询,标题\n" + "a" * shift + "糖尿病,饮食\n" + "高血压能喝茶吗,可以喝\n" * 9)
+    assert separated_files.header(tmp_path / "table.csv", ",") == ["查询", "标题"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

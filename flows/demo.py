@@ -110,8 +110,8 @@ def serve_whole_documents(
     Args:
         outcome: the outcome of the retraining.
         workspace: the folder of artifacts and releases.
-        config: where it reads Python's documentation alone, all of that is indexed; else, or where it is None, the
-            documents of the training.
+        config: the recipe's section `data`. If Python's documentation is its only source, all of that documentation is
+            indexed, with what the training left out; otherwise, and for None, the documents of the training are.
 
     Returns:
         The figures of `flows.reindex.reindex`; None where the release is not live, or serves whole documents already.

@@ -56,7 +56,7 @@ COMPARISONS = (
     "pipeline.training.rank_fusion",
     "index.shards",
 )
-"""The files whose stages compare students, serve ready-made models or divide documents: none is of a retraining."""
+"""The files of stages that no retraining runs: they compare students, serve ready-made models or divide documents."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ session = onnxruntime.InferenceSession("onnx/model.onnx")
 }
 """Role → five lines that compute one output; they run in the model's folder."""
 
+_OWN_CODE = re.compile(r"```python\n(?:(?!```).)*?from pipeline\.(?:(?!```).)*?```\n*", re.DOTALL)
+"""A block of code of a card that imports this pipeline."""
 _HEAD = {
     "ranker": """---
 library_name: sentence-transformers
@@ -66,10 +68,21 @@ def write(folder: Path, role: str, bundle: Mapping[str, Any], source: str) -> No
         source: what a ready-made model was made from; empty for one that was trained here.
     """
     card = folder / "README.md"
-    begin = card.read_text(encoding="utf-8").rstrip() if card.is_file() else _HEAD[role]
+    begin = _exported(card.read_text(encoding="utf-8"), role) if card.is_file() else _HEAD[role]
     if source and not card.is_file():
         begin += f"\n\nImported from `{source}`, whose licence and description hold."
     card.write_text(f"{begin}\n\n{_onnx(role, bundle)}\n", encoding="utf-8")
+
+
+def _exported(card: str, role: str) -> str:
+    """The card of a training as it holds for an exported folder, which is called by its role and opens elsewhere alone.
+
+    The training's own folder has more files, which this pipeline opens a model by.
+    """
+    named = card.replace("Where this folder is `model`", f"Where this folder is `{role}`").replace(
+        '("model")', f'("{role}")'
+    )
+    return _OWN_CODE.sub("", named).rstrip()
 
 
 def _onnx(role: str, bundle: Mapping[str, Any]) -> str:

@@ -68,6 +68,9 @@ def test_the_cards_five_lines_compute_what_the_service_computes(role: str, train
     assert theirs == pytest.approx(ours, abs=1e-6)
     card = (exported / role / "README.md").read_text(encoding="utf-8")
     assert "## Training" in card, "the card of the training is kept"
+    assert "## Licence" in card
+    assert f'from_pretrained("{role}")' in card, "lines name the folder"
+    assert "from pipeline" not in card, "it has no head.json, by which this pipeline opens a model"
     modes = {path.stat().st_mode & 0o777 for path in (exported / role).rglob("*") if path.is_file()}
     assert modes == {card_mode(exported)}, "a copy is as readable as any new file"
     named = set(re.findall(r"`(onnx/.*?\.onnx)`", card))

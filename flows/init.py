@@ -184,7 +184,7 @@ def _is_judged(seen: Look) -> bool:
 def _why_retrieved(seen: Look) -> str:
     """The reason why the judged documents of a query are not ranked themselves."""
     if seen.list_length < JUDGED_LIST:
-        return f"judged lists are short, a median of {seen.list_length:g} documents"
+        return f"judged lists are short: half of them have at most {counted(int(seen.list_length), 'document')}"
     return f"only {seen.irrelevant:.1%} of the judgments are irrelevant, so any order of them looks good"
 
 

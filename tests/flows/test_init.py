@@ -284,7 +284,7 @@ def test_the_recipe_is_named_after_the_data_unless_its_file_has_a_name(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("grades", "reason"), [(("1", "2"), "only 0.0% of the judgments are"), (("0", "1"), "a median of 4 documents")]
+    ("grades", "reason"), [(("1", "2"), "only 0.0% of the judgments are"), (("0", "1"), "at most 4 documents")]
 )
 def test_the_reason_for_a_retrieved_pool_is_the_true_one(tmp_path: Path, grades: tuple[str, ...], reason: str) -> None:
     table = _rated(tmp_path / "ratings.csv", grades)

@@ -163,6 +163,10 @@ def study(
     from pipeline import recipe as recipes
 
     loaded = recipes.load(Path(recipe), overrides or [])
+    if not list_ways:
+        from flows.training import check_sources
+
+        check_sources(loaded)
     from flows import study as flow
     from pipeline.evaluation import study_table
 

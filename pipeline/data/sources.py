@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import schema
+from pipeline import schema, storage
 from pipeline.config import SourceConfig
 from pipeline.data.formats import registry
 from pipeline.data.formats.tables import FoundSource, Tables, is_text
@@ -87,6 +87,17 @@ def find(config: SourceConfig, root: Path) -> ReadSource:
     name = config.name or source.name
     digest = source.digest()
     return ReadSource(name, form, digest, settings_of(config), lambda: _read(name, form, digest, source, config))
+
+
+def check_found(configs: Sequence[SourceConfig], root: Path) -> None:
+    """Checks that sources are there and have a known format. Files are not read, and shared storage is not asked.
+
+    Raises:
+        ConfigError, MissingError: see `find`.
+    """
+    for config in configs:
+        if not storage.is_address(config.path):
+            registry.find(config, root)
 
 
 def settings_of(config: SourceConfig) -> dict[str, Any]:

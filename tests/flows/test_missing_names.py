@@ -55,6 +55,17 @@ def test_a_missing_name_is_told_before_anything_heavy_is_imported(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["retrain", "ablate", "study"])
+def test_data_that_a_recipe_lacks_is_told_before_torch_is_imported(name: str, tmp_path: Path) -> None:
+    for module in ("torch", "transformers", "faiss", "onnxruntime"):
+        (tmp_path / f"{module}.py").write_text(f"raise RuntimeError('{module} was imported')\n")
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "flows.cli", name, "homedepot", "--set", "data.root=none"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.stderr == "relevance: none/homedepot: no such file or folder\n"
+
+
 def test_a_recipe_that_cannot_be_read_is_told_as_early(without_heavy: Path, tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": f"{without_heavy}{os.pathsep}{ROOT}"}
     for name in ("retrain", "ablate", "study"):

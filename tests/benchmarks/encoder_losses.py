@@ -34,9 +34,15 @@ from pipeline.models.bi_encoder import BiEncoder
 from pipeline.text import document_text
 from pipeline.training.loop import pair_tokens, scoring
 
-BOTH = "both"
-WEIGHTS: Mapping[str, tuple[float, float]] = {"differences": (1.0, 0.0), "contrast": (0.0, 1.0), BOTH: (1.0, 0.3)}
-"""Weights of score differences and of contrast; `both` has the recipe's defaults. Adam's steps do not depend on the
+BOTH = "both, contrast 0.3"
+WEIGHTS: Mapping[str, tuple[float, float]] = {
+    "differences": (1.0, 0.0),
+    "contrast": (0.0, 1.0),
+    BOTH: (1.0, 0.3),
+    "both, contrast 1": (1.0, 1.0),
+    "both, contrast 3": (1.0, 3.0),
+}
+"""Weights of score differences and of contrast; `BOTH` has the recipe's defaults. Adam's steps do not depend on the
 size of a single weight."""
 LIST_MEASURES, COLLECTION_MEASURES = ("ndcg@10", "pairwise"), ("ndcg@10", "recall@100")
 BLOCK = 32
@@ -134,7 +140,7 @@ def measured(recipe: Recipe, workspace: Path, seeds: int) -> dict[str, list[Floa
 
 
 def table(values: Mapping[str, Sequence[Floats]]) -> list[str]:
-    """The lines of the table: means over queries and seeds, and the difference to `both` with its interval."""
+    """The lines of the table: means over queries and seeds, and differences to the defaults with intervals."""
     rows = []
     reference = np.mean(values[BOTH], axis=0)
     for name, seeds in values.items():
@@ -149,7 +155,7 @@ def table(values: Mapping[str, Sequence[Floats]]) -> list[str]:
         rows.append(cells)
     heads = ["", "seeds"]
     for ranked, names in (("lists", LIST_MEASURES), ("collection", COLLECTION_MEASURES)):
-        heads += [head for name in names for head in (f"{name}, {ranked}", f"less {BOTH}")]
+        heads += [head for name in names for head in (f"{name}, {ranked}", "less the defaults")]
     return text_tables.markdown(heads, rows)
 
 

@@ -158,7 +158,7 @@ def test_a_first_release_surely_worse_than_bm25_ends_with_exit_code_3_and_is_not
     copied: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     without_fusion(copied)
-    monkeypatch.setattr(fusion, "fit", lambda judged: (WORST_FIRST, {"chosen": "worst first", "ndcg": {}}))
+    monkeypatch.setattr(fusion, "fit", lambda *_: (WORST_FIRST, {"chosen": "worst first", "ndcg": {}}))
     code, output, card = retrained_anew(copied, monkeypatch, capsys)
     assert code == 3
     assert "is not live, and no other is" in output

@@ -142,7 +142,7 @@ def without_documents(reports: Sequence[DataReport]) -> str:
     if any(report.documents for report in reports) or not any(report.judgments for report in reports):
         return ""
     return (
-        "there are no documents here: `relevance report --judgments` takes those of the release; to train, name both "
+        "there are no documents here: a report takes those of the release; to train, name both "
         "in a recipe, and check that: `relevance data check RECIPE`"
     )
 

@@ -55,6 +55,7 @@ def test_the_gradient_passes_as_if_nothing_were_rounded(rounded: Callable[[torch
     assert not torch.equal(again, values.detach())
 
 
+@pytest.mark.exact_int8
 @pytest.mark.parametrize("ranks", [FactorRanks(), FactorRanks(feed_forward=12, embedding=10)])
 @pytest.mark.parametrize("kind", ["ranker", "roberta"])
 def test_a_rounding_model_scores_as_its_int8_graph(

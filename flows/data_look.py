@@ -154,14 +154,18 @@ def _collection(
 
 
 def _written(config: "SourceConfig") -> dict[str, Any]:
-    """The source as a recipe writes it: each key that is not the default."""
+    """The source as a recipe writes it: each key that is not the default, whole numbers without a point."""
     usual = type(config)(path="")
     values = {item.name: getattr(config, item.name) for item in fields(config)}
     return {
-        key: dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
+        key: dict(value) if isinstance(value, Mapping) else _numbers(value) if isinstance(value, tuple) else value
         for key, value in values.items()
         if value != getattr(usual, key)
     }
+
+
+def _numbers(values: Sequence[float]) -> list[float]:
+    return [int(value) if value == int(value) else value for value in values]
 
 
 def _scale_ratings(written: Sequence[dict[str, Any]], grades: "pd.Series[int]") -> int:

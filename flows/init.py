@@ -313,8 +313,7 @@ def _quoted(text: str) -> str:
 def _inline(source: Mapping[str, Any]) -> str:
     parts = []
     for key, value in source.items():
-        numbers = [int(item) if item == int(item) else item for item in value] if key == "grade_scale" else value
-        shown = _inline(value) if isinstance(value, Mapping) else json.dumps(numbers, ensure_ascii=False)
+        shown = _inline(value) if isinstance(value, Mapping) else json.dumps(value, ensure_ascii=False)
         parts.append(f"{toml_key(key)} = {shown}")
     return "{ " + ", ".join(parts) + " }"
 

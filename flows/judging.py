@@ -39,15 +39,17 @@ def judge(
     config: CandidatesConfig, run: Runner, *, models: ScoringModels, corpus: SearchableCorpus, data: Artifact
 ) -> PoolScores:
     """Scores the candidates of the valid and test queries with one system, and fits its fusion if it has none."""
+    from pipeline.data.candidates import JUDGING_SPLITS
     from pipeline.training import fusion as fusions
 
-    pool, features = _scored(config, run, models=models, corpus=corpus, data=data)
+    scored: dict[str, Any] = {"models": models, "corpus": corpus, "data": data}
+    pool, features = _scored(config, run, **scored, splits=JUDGING_SPLITS)
     fusion = models.fusion
     if fusion is None:
         retrieved: dict[str, Artifact] = {}
         if config.pool == "judged":  # /search ranks what it finds among all documents, so the fusion must see that too.
             config, run_again = replace(config, pool="retrieved"), run.labelled("retrieved")
-            searched = _scored(config, run_again, models=models, corpus=corpus, data=data, splits=("valid",))
+            searched = _scored(config, run_again, **scored, splits=("valid",))
             retrieved = {"retrieved_pool": searched[0], "retrieved_features": searched[1]}
         fusion = run(fusions.make, features=features, pool=pool, **retrieved)
     return PoolScores(pool=pool, features=features, fusion=fusion)
@@ -60,7 +62,7 @@ def _scored(
     models: ScoringModels,
     corpus: SearchableCorpus,
     data: Artifact,
-    splits: Sequence[str] = ("valid", "test"),
+    splits: Sequence[str],
 ) -> tuple[Artifact, Artifact]:
     """The pool of the queries of these splits, and its features."""
     from index import lexical, semantic

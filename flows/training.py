@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import logging
-from pathlib import Path
 
 from flows.encoder_rounds import first_round, train_encoder
 from flows.indexing import make_searchable
@@ -21,7 +20,6 @@ def check(recipe: Recipe, run: Runner) -> list[str]:
     Raises:
         InputError: the recipe cannot be trained here; the message names the key, file or split.
     """
-    check_sources(recipe)
     from index.analyzer import analyser
     from pipeline.data import judgments
     from pipeline.training import budget, preflight
@@ -33,20 +31,8 @@ def check(recipe: Recipe, run: Runner) -> list[str]:
     return [*models, *split, budget.summary(recipe)]
 
 
-def check_sources(recipe: Recipe) -> None:
-    """Checks that the recipe's data is there, before libraries are loaded that take seconds; see `sources.find`."""
-    from pipeline.data import sources
-
-    sources.check_found(recipe.data.sources, Path(recipe.data.root))
-
-
 def fitted(recipe: Recipe) -> Recipe:
-    """The recipe as this machine carries it out: without a GPU no fp16 is exported, unless its own list has it.
-
-    Raises:
-        InputError: its data is not there.
-    """
-    check_sources(recipe)
+    """The recipe as this machine carries it out: without a GPU no fp16 is exported, unless its own list has it."""
     import torch
 
     from serving.runtime.processor import has_cuda

@@ -2,8 +2,9 @@
 
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +25,9 @@ from flows.cli.options import (
 from flows.cli.torchrun import training_command
 from pipeline.command_line import typed
 from pipeline.errors import GateError
+
+if TYPE_CHECKING:
+    from pipeline import config
 
 app = typer.Typer()
 
@@ -92,9 +96,7 @@ def retrain(
     as_json: Json = False,
 ) -> None:
     """Trains, distils, exports, indexes and judges; publishes a release and promotes it if the gate agrees."""
-    from pipeline import recipe as recipes
-
-    loaded = recipes.load(Path(recipe), overrides or [])
+    loaded = _with_data(recipe, overrides)
     from flows import retrain as flow
     from flows import summary
 
@@ -132,9 +134,7 @@ def ablate(
 
     The grid is the recipe's section ablation: --set 'ablation.sets=["hard", "soft+margin", "all"]'.
     """
-    from pipeline import recipe as recipes
-
-    loaded = recipes.load(Path(recipe), overrides or [])
+    loaded = _with_data(recipe, overrides)
     from flows import ablate as flow
     from pipeline.evaluation import ablation_table
 
@@ -162,11 +162,7 @@ def study(
     """
     from pipeline import recipe as recipes
 
-    loaded = recipes.load(Path(recipe), overrides or [])
-    if not list_ways:
-        from flows.training import check_sources
-
-        check_sources(loaded)
+    loaded = recipes.load(Path(recipe), overrides or []) if list_ways else _with_data(recipe, overrides)
     from flows import study as flow
     from pipeline.evaluation import study_table
 
@@ -275,3 +271,18 @@ def _has_prefect_server() -> bool:
     from prefect.settings import PREFECT_API_URL
 
     return bool(PREFECT_API_URL.value())
+
+
+def _with_data(recipe: str, overrides: Sequence[str] | None) -> "config.Recipe":
+    """A recipe whose data is there: this is told before libraries are loaded that take seconds.
+
+    Raises:
+        InputError: the recipe cannot be read, or the files of one of its sources are not there.
+    """
+    from pipeline import recipe as recipes
+
+    loaded = recipes.load(Path(recipe), overrides or [])
+    from pipeline.data import sources
+
+    sources.check_found(loaded.data.sources, Path(loaded.data.root))
+    return loaded

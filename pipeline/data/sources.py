@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import schema, storage
+from pipeline import schema
 from pipeline.config import SourceConfig
 from pipeline.data.formats import registry
 from pipeline.data.formats.tables import FoundSource, Tables, is_text
@@ -90,13 +90,15 @@ def find(config: SourceConfig, root: Path) -> ReadSource:
 
 
 def check_found(configs: Sequence[SourceConfig], root: Path) -> None:
-    """Checks that sources are there and have a known format. Files are not read, and shared storage is not asked.
+    """Checks that the files of sources are there and have a known format; reads none, and asks no other machine.
+
+    Databases and shared storage are left to `find`, which reads a database to hash it.
 
     Raises:
         ConfigError, MissingError: see `find`.
     """
     for config in configs:
-        if not storage.is_address(config.path):
+        if "://" not in config.path:
             registry.find(config, root)
 
 

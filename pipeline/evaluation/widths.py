@@ -19,8 +19,8 @@ BLOCK = 32
 """Number of queries whose cosines with all documents are held in memory at once."""
 
 
-def quality(queries: Floats, documents: Floats, grades: NDArray[np.int64]) -> dict[str, float]:
-    """The mean of each measure over the queries, every document ranked by cosine.
+def by_query(queries: Floats, documents: Floats, grades: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    """Each measure for each query, (queries,), every document ranked by cosine.
 
     Args:
         queries: (queries, width).
@@ -28,14 +28,17 @@ def quality(queries: Floats, documents: Floats, grades: NDArray[np.int64]) -> di
         grades: (queries, documents), 0 where nobody judged.
     """
     left, right = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (queries, documents))
-    sums = dict.fromkeys(MEASURES, 0.0)
+    blocks = []
     for start in range(0, len(left), BLOCK):
         cosines = left[start : start + BLOCK] @ right.T  # (block, documents)
         names = np.repeat(np.arange(len(cosines)), len(documents))
-        per_measure = metrics.by_query(names, grades[start : start + BLOCK].ravel(), cosines.ravel(), MEASURES)
-        for measure, values in per_measure.items():
-            sums[measure] += float(values.sum())
-    return {measure: total / len(left) for measure, total in sums.items()}
+        blocks.append(metrics.by_query(names, grades[start : start + BLOCK].ravel(), cosines.ravel(), MEASURES))
+    return {measure: np.concatenate([block[measure] for block in blocks]) for measure in MEASURES}
+
+
+def quality(queries: Floats, documents: Floats, grades: NDArray[np.int64]) -> dict[str, float]:
+    """The mean of each measure over the queries; the arguments are those of `by_query`."""
+    return {measure: float(values.mean()) for measure, values in by_query(queries, documents, grades).items()}
 
 
 def curve(

@@ -226,10 +226,6 @@ class Lifecycle:
 
     def _follow_pointer(self) -> None:
         again = self.refusals.retry_is_due()
-        if self._seen is not None and self._current is not None and self._stamp() is None:
-            self._seen = None
-            gone, kept = self.releases.root / "live.json", self._current.release[:12]
-            log.warning("%s is gone; release %s answers on, and no other is loaded until the file is back", gone, kept)
         while (stamp := self._stamp()) is not None and (stamp != self._seen or again):
             again = False
             self._seen = stamp
@@ -252,6 +248,10 @@ class Lifecycle:
                 continue  # The pointer moved while this release was loading, perhaps away from it.
             self._swap(fresh)
             _announce(fresh)
+        if stamp is None and self._seen is not None and self._current is not None:
+            self._seen = None
+            gone, kept = self.releases.root / "live.json", self._current.release[:12]
+            log.warning("%s is gone; release %s answers on, and no other is loaded until the file is back", gone, kept)
 
     def _shards_behind(self, fresh: Searcher) -> str:
         """The reason why a release must wait: fewer shards answer it than the live one; empty where it need not."""

@@ -27,7 +27,7 @@ from flows.training_inputs import TrainingInputs
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
 from pipeline.config import Recipe
-from pipeline.evaluation import metrics, page, significance, text_tables
+from pipeline.evaluation import metrics, page, significance, text_tables, widths
 from pipeline.evaluation.metrics import RANGE
 from pipeline.models import model_folders
 from pipeline.models.bi_encoder import BiEncoder
@@ -44,9 +44,7 @@ WEIGHTS: Mapping[str, tuple[float, float]] = {
 }
 """Weights of score differences and of contrast; `BOTH` has the recipe's defaults. Adam's steps do not depend on the
 size of a single weight."""
-LIST_MEASURES, COLLECTION_MEASURES = ("ndcg@10", "pairwise"), ("ndcg@10", "recall@100")
-BLOCK = 32
-"""Number of queries whose cosines with all documents are held at once."""
+LIST_MEASURES = ("ndcg@10", "pairwise")
 
 Floats = NDArray[np.float64]
 
@@ -79,7 +77,7 @@ class Judged:
         return cls([texts[name] for name in names], words, pairs)
 
     def values(self, vectors: tuple[NDArray[np.float32], NDArray[np.float32]]) -> Floats:
-        """(queries, 4) `LIST_MEASURES` of the judged lists and `COLLECTION_MEASURES` of the whole collection.
+        """(queries, 4) `LIST_MEASURES` of the judged lists and `widths.MEASURES` of the whole collection.
 
         Args:
             vectors: unit vectors of the queries and of the documents.
@@ -87,20 +85,10 @@ class Judged:
         query, document, grade = self.pairs
         cosines = np.einsum("ij,ij->i", vectors[0][query], vectors[1][document])
         lists = metrics.by_query(query, grade, cosines, LIST_MEASURES)
-        collection = [self._collection(vectors, start) for start in range(0, len(self.queries), BLOCK)]
-        columns = [lists[name] for name in LIST_MEASURES]
-        columns += [np.concatenate([part[name] for part in collection]) for name in COLLECTION_MEASURES]
-        return np.stack(columns, axis=1)
-
-    def _collection(self, vectors: tuple[NDArray[np.float32], NDArray[np.float32]], start: int) -> dict[str, Floats]:
-        query, document, grade = self.pairs
-        rows = range(start, min(start + BLOCK, len(self.queries)))
-        grades = np.zeros((len(rows), len(self.documents)), dtype=np.int64)
-        chosen = (query >= rows.start) & (query < rows.stop)
-        grades[query[chosen] - start, document[chosen]] = grade[chosen]
-        cosines = vectors[0][rows.start : rows.stop] @ vectors[1].T  # (block, documents)
-        names = np.repeat(np.arange(len(rows)), len(self.documents))
-        return metrics.by_query(names, grades.ravel(), cosines.ravel(), COLLECTION_MEASURES)
+        grades = np.zeros((len(self.queries), len(self.documents)), dtype=np.int64)
+        grades[query, document] = grade
+        collection = widths.by_query(*vectors, grades)
+        return np.stack([*lists.values(), *collection.values()], axis=1)
 
 
 def encoded(
@@ -154,7 +142,7 @@ def table(values: Mapping[str, Sequence[Floats]]) -> list[str]:
             cells.append("" if name == BOTH else page.interval(dataclasses.asdict(gap), digits=4))
         rows.append(cells)
     heads = ["", "seeds"]
-    for ranked, names in (("lists", LIST_MEASURES), ("collection", COLLECTION_MEASURES)):
+    for ranked, names in (("lists", LIST_MEASURES), ("collection", widths.MEASURES)):
         heads += [head for name in names for head in (f"{name}, {ranked}", "less the defaults")]
     return text_tables.markdown(heads, rows)
 

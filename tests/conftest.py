@@ -4,21 +4,15 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import numpy as np
-import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto
-from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
-from onnx.numpy_helper import from_array
 
 # A property test draws the same examples in each run, and none fails because the machine is slow. With
 # --hypothesis-profile=explore it draws others.
@@ -33,26 +27,6 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 PROGRAMS = {"chromium": ("chromium", "google-chrome"), "redis": ("redis-server",)}
 
 
-@cache
-def _int8_products_are_exact() -> bool:
-    """Whether sums of products of large int8 numbers are right; AVX2 alone keeps sums of two in 16 bits."""
-    numbers = [make_tensor_value_info("numbers", TensorProto.UINT8, [1, 4])]
-    sums = [make_tensor_value_info("sums", TensorProto.INT32, [1, 16])]
-    weights = from_array(np.full((4, 16), 127, dtype=np.int8), "weights")
-    product = make_node("MatMulInteger", ["numbers", "weights"], ["sums"])
-    model = make_model(make_graph([product], "product", numbers, sums, [weights]), opset_imports=[make_opsetid("", 13)])
-    model.ir_version = 8
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return bool(session.run(None, {"numbers": np.full((1, 4), 255, dtype=np.uint8)})[0][0, 0] == 4 * 255 * 127)
-
-
-HARDWARE: dict[str, tuple[Callable[[], bool], str]] = {
-    "gpu": (torch.cuda.is_available, "no CUDA device"),
-    "exact_int8": (_int8_products_are_exact, "this processor's int8 products saturate in ONNX Runtime (no VNNI)"),
-}
-"""Mark → whether this machine has what it needs, and the reason of a skip."""
-
-
 def _absent(mark: str) -> str | None:
     if mark == "data" and not SHARED_DATA.is_dir():
         return f"the real data sets are not at {SHARED_DATA}"
@@ -62,8 +36,8 @@ def _absent(mark: str) -> str | None:
         return f"no {PROGRAMS[mark][0]} is installed"
     if mark == "postgres" and "RELEVANCE_TEST_POSTGRES" not in os.environ:
         return "RELEVANCE_TEST_POSTGRES names no PostgreSQL server"
-    if mark in HARDWARE and not HARDWARE[mark][0]():
-        return HARDWARE[mark][1]
+    if mark == "gpu" and not torch.cuda.is_available():
+        return "no CUDA device"
     return None
 
 

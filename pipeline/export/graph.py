@@ -23,12 +23,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.config import Precision
 from pipeline.export.graph_shape import ACTIVATIONS, EMBEDDINGS, GraphShape
-from pipeline.export.quantisation import BLOCK, Floats, blockwise, quantised
+from pipeline.export.quantisation import BLOCK, Floats, blockwise, embedding_rows, weight_columns
 
 OPSET = 17
 """Version of ONNX's operators in an exported graph."""
 
-NUMBERS = 1
+NUMBERS = 2
 """Raise it when the same weights come to give other numbers in any precision; part of a bundle's digest."""
 
 
@@ -188,7 +188,7 @@ class _Writer:
         if EMBEDDINGS in self.exact:
             words = self.node("Gather", self.low("words", table), "input_ids")
         else:
-            rows, scales = quantised(table, 0)
+            rows, scales = embedding_rows(table)
             words = self.node("Gather", self.constant("words.int8", rows), "input_ids")
             scale = self.node("Gather", self.constant("words.scale", scales[:, None]), "input_ids")
             words = self.node("Mul", self.node("Cast", words, to=TensorProto.FLOAT), scale)
@@ -232,7 +232,7 @@ class _Writer:
 
     def integers(self, name: str, matrix: Floats) -> tuple[str, str, str]:
         """An int8 matrix, its columns' scales and its zero points."""
-        weight, scales = quantised(matrix, 1)
+        weight, scales = weight_columns(matrix)
         zeros = np.zeros(len(scales), np.int8)
         return (
             self.constant(f"{name}.int8", weight),

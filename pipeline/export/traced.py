@@ -279,14 +279,14 @@ class _Lowered:
             more: dict[str, Any] = {**sizes, "bits": 8, "accuracy_level": 4}
             kind = "MatMulNBits"
         else:
-            rows, scales = quantisation.quantised(matrix, 1)
+            rows, scales = quantisation.weight_columns(matrix)
             inputs = [states, self._store(f"{name}.int8", rows), self._store(f"{name}.scale", scales)]
             inputs.append(self._store(f"{name}.zero", np.zeros(len(scales), np.int8)))
             more, kind = {}, "DynamicQuantizeMatMul"
         return helper.make_node(kind, inputs, list(node.output), name=node.name, domain="com.microsoft", **more)
 
     def _words(self, node: onnx.NodeProto, table: NDArray[np.float32]) -> Sequence[onnx.NodeProto]:
-        rows, scales = quantisation.quantised(table, 0)
+        rows, scales = quantisation.embedding_rows(table)
         name, (ids, output) = node.input[0], (node.input[1], node.output[0])
         stored = self._store(f"{name}.int8", rows), self._store(f"{name}.scale", scales[:, None])
         return [

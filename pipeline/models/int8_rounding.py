@@ -4,9 +4,9 @@
 ones back. Both share the parameters, so optimizers, checkpoints and saved folders see no difference. What is rounded
 and how is what `pipeline.export.graph` writes for int8:
 
-    weights             symmetric, a scale for each output
+    weights             −64 to 64, a scale for each output
     activations         0 to 255, a scale and a zero point for all numbers of an input
-    word embeddings     symmetric, a scale for each row
+    word embeddings     −127 to 127, a scale for each row
 
 Source: Zafrir et al., Q8BERT: quantized 8bit BERT, NeurIPS EMC2 2019, arXiv:1910.06188.
 """
@@ -21,13 +21,19 @@ from torch.nn import functional as F
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.models.low_rank import FactoredEmbedding, holder
 
+LARGEST_WEIGHT = 64
+"""Largest size of a stored weight. A processor without VNNI adds two products of an activation and a weight in 16 bits,
+and a larger sum is cut off there: 2 × 255 × 64 still fits, so a model gives the same outputs on every processor."""
+LARGEST_EMBEDDING = 127
+"""Largest size of a stored number of a word embedding, which is only looked up."""
+
 
 class RoundedLinear(nn.Linear):
-    """A linear layer that rounds its weight and its input to 8 bits."""
+    """A linear layer that rounds its weight and its input to whole numbers."""
 
     def forward(self, states: Tensor) -> Tensor:
         """(…, out) from (…, in)."""
-        return F.linear(rounded_activations(states), rounded_rows(self.weight), self.bias)
+        return F.linear(rounded_activations(states), rounded_rows(self.weight, LARGEST_WEIGHT), self.bias)
 
 
 class RoundedEmbedding(nn.Embedding):
@@ -35,18 +41,19 @@ class RoundedEmbedding(nn.Embedding):
 
     def forward(self, ids: Tensor) -> Tensor:
         """(…, width) from ids (…)."""
-        return rounded_rows(super().forward(ids))
+        return rounded_rows(super().forward(ids), LARGEST_EMBEDDING)
 
 
-def rounded_rows(matrix: Tensor) -> Tensor:
-    """The matrix rounded to whole multiples, −127 to 127, of a 127th of each row's largest number.
+def rounded_rows(matrix: Tensor, largest: int) -> Tensor:
+    """The matrix with each row rounded to whole multiples of a step, of which its largest number is `largest` steps.
 
     Args:
         matrix: (…, columns); the gradient passes unchanged.
+        largest: LARGEST_WEIGHT or LARGEST_EMBEDDING.
     """
     with torch.no_grad():
-        largest = matrix.abs().amax(dim=-1, keepdim=True)
-        scale = torch.where(largest > 0, largest, 1.0) / 127
+        extent = matrix.abs().amax(dim=-1, keepdim=True)
+        scale = torch.where(extent > 0, extent, 1.0) / largest
         difference = (matrix / scale).round() * scale - matrix
     return matrix + difference
 

@@ -1,7 +1,9 @@
 """The graphs written node by node against the PyTorch models they stand for."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,6 +29,7 @@ from pipeline.errors import ConfigError
 from pipeline.export import graph, quantisation
 from pipeline.export.bundle import _body, _score_head
 from pipeline.export.graph_shape import GraphShape
+from pipeline.models.int8_rounding import LARGEST_WEIGHT
 
 SIZES = {
     "vocab_size": 120,
@@ -108,7 +111,7 @@ def test_a_body_without_head_has_the_same_names() -> None:
     assert set(_body(body)) == set(_body(model_of(CONFIGS["bert"])))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", pytest.param("int8", marks=pytest.mark.exact_int8), "w8"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "w8"])
 @pytest.mark.parametrize("name", ["bert", "roberta", "albert"])
 def test_a_lower_precision_is_near_and_padding_hardly_matters(name: str, precision: Precision) -> None:
     model, shape = model_of(CONFIGS[name]), GraphShape.of(CONFIGS[name])
@@ -193,16 +196,47 @@ def test_blocks_multiply_alike_whatever_the_number_of_rows(rows: int) -> None:
     np.testing.assert_array_equal(session.run(None, {"x": values[:rows]})[0], all_rows[:rows])
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-def test_quantised_is_within_half_a_step(axis: int) -> None:
+@pytest.mark.parametrize(
+    ("quantise", "axis", "largest"), [(quantisation.weight_columns, 1, 64), (quantisation.embedding_rows, 0, 127)]
+)
+def test_whole_numbers_are_within_half_a_step(quantise: Callable[[Any], Any], axis: int, largest: int) -> None:
     matrix = np.random.default_rng(2).normal(size=(30, 20)).astype(np.float32)
     matrix[:, 3] = 0
     matrix[4] = 0
-    integers, scale = quantisation.quantised(matrix, axis)
+    integers, scale = quantise(matrix)
     steps = scale[:, None] if axis == 0 else scale
-    assert np.abs(matrix - integers * steps).max() <= steps.max() / 2 + 1e-6
     assert np.all(np.abs(matrix - integers * steps) <= steps / 2 + 1e-6)
-    assert np.abs(integers).max() == 127
+    assert np.abs(integers).max() == largest
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("inputs", [2, 64, 385])
+def test_the_largest_products_are_exact_on_this_processor(inputs: int, sign: int) -> None:
+    """Processors with AVX2 alone add two products in 16 bits."""
+    weights, _ = quantisation.weight_columns(np.full((inputs, 24), sign, np.float32))
+    ends = [helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, None)]
+    sums = [helper.make_tensor_value_info("sums", onnx.TensorProto.INT32, None)]
+    node = helper.make_node("MatMulInteger", ["x", "weights"], ["sums"])
+    written = helper.make_graph([node], "product", ends, sums, [numpy_helper.from_array(weights, "weights")])
+    opsets = [helper.make_opsetid("", graph.OPSET)]
+    session = ort.InferenceSession(helper.make_model(written, opset_imports=opsets, ir_version=8).SerializeToString())
+    for rows in (1, 7, 64):
+        [found] = session.run(None, {"x": np.full((rows, inputs), 255, np.uint8)})
+        np.testing.assert_array_equal(found, 255 * sign * LARGEST_WEIGHT * inputs)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_products_of_blocks_are_right_on_this_processor(sign: int) -> None:
+    blocks, scales = quantisation.blockwise(np.full((130, 8), sign, np.float32), quantisation.BLOCK)
+    sizes = {"K": 130, "N": 8, "bits": 8, "block_size": quantisation.BLOCK, "accuracy_level": 4}
+    node = helper.make_node("MatMulNBits", ["x", "blocks", "scales"], ["y"], domain="com.microsoft", **sizes)
+    ends = [helper.make_tensor_value_info(end, onnx.TensorProto.FLOAT, None) for end in "xy"]
+    stored = [numpy_helper.from_array(blocks, "blocks"), numpy_helper.from_array(scales, "scales")]
+    opsets = [helper.make_opsetid("", graph.OPSET), helper.make_opsetid("com.microsoft", 1)]
+    written = helper.make_graph([node], "product", ends[:1], ends[1:], stored)
+    session = ort.InferenceSession(helper.make_model(written, opset_imports=opsets, ir_version=8).SerializeToString())
+    for rows in (1, 7, 64):
+        np.testing.assert_allclose(session.run(None, {"x": np.ones((rows, 130), np.float32)})[0], sign * 130, rtol=1e-3)
 
 
 @pytest.mark.parametrize("inputs", [20, 64, 130])

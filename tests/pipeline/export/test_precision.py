@@ -129,7 +129,6 @@ def test_the_fastest_that_keeps_the_bounds_is_chosen(
     assert choose({"fp32": measured()}, ExportConfig()) == {"cpu": "fp32", "cuda": "fp32"}
 
 
-@pytest.mark.exact_int8
 def test_the_part_that_int8_harms_goes_back_to_fp32(untrained: Any, tmp_path: Path) -> None:
     source, taken = source_and_sample(untrained, "ranker")
     name = "encoder.layer.0.output.dense"

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from flows import data_look, init, sources
+from flows import data_look, init, init_recipe, sources
 from flows.built_in_recipes import RECIPES
 from flows.cli.command import app
 from pipeline import recipe as recipes
@@ -84,7 +84,7 @@ MINILM_SHAPE = ModelShape(6, 384, 12, shared=False, intermediate=1536)
 def test_the_ranker_keeps_all_layers_of_minilm_at_the_cost_of_three(tmp_path: Path) -> None:
     write_tiny_world(tmp_path / "tiny")
     seen = replace(data_look.look(str(tmp_path / "tiny")), language="english", cuda=False, minilm=True)
-    (tmp_path / "own.toml").write_text(init.recipe(seen, "own"), encoding="utf-8")
+    (tmp_path / "own.toml").write_text(init_recipe.recipe(seen, "own"), encoding="utf-8")
     for path in (tmp_path / "own.toml", RECIPES / "small.toml"):
         ranker = recipes.load(path, []).ranker
         student = ranker_shape.cut(ranker, MINILM_SHAPE, MINILM_SHAPE)
@@ -105,10 +105,10 @@ def test_trainings_and_the_pairs_that_the_teacher_scores_are_bounded_on_a_cpu(
     assert (0 < recipe.candidates.train_queries < train) == bounded
     pairs = (recipe.candidates.train_queries or train) * (4 + recipe.candidates.negatives)
     pairs *= 1 + recipe.candidates.unlabelled
-    assert pairs * recipe.teacher.max_tokens <= 1.01 * init.CPU_PAIR_TOKENS
+    assert pairs * recipe.teacher.max_tokens <= 1.01 * init_recipe.CPU_PAIR_TOKENS
     for loop in loops:
-        assert loop.max_tokens == pytest.approx(init.CPU_PASSES * pairs * recipe.teacher.max_tokens, rel=0.05)
-    on_gpu = init.recipe(replace(seen, cuda=True), "own")
+        assert loop.max_tokens == pytest.approx(init_recipe.CPU_PASSES * pairs * recipe.teacher.max_tokens, rel=0.05)
+    on_gpu = init_recipe.recipe(replace(seen, cuda=True), "own")
     assert "max_seconds" in text
     assert not any(bound in on_gpu for bound in ("max_seconds", "train_queries"))
 
@@ -116,7 +116,7 @@ def test_trainings_and_the_pairs_that_the_teacher_scores_are_bounded_on_a_cpu(
 def test_a_base_from_scratch_gets_a_ranker_that_can_be_cut_from_it(tmp_path: Path) -> None:
     write_tiny_world(tmp_path / "tiny")
     seen = replace(data_look.look(str(tmp_path / "tiny")), language="other", cuda=False)
-    (tmp_path / "own.toml").write_text(init.recipe(seen, "own"), encoding="utf-8")
+    (tmp_path / "own.toml").write_text(init_recipe.recipe(seen, "own"), encoding="utf-8")
     recipe = recipes.load(tmp_path / "own.toml", [])
     scratch = recipe.pretrain.scratch
     shape = ModelShape(scratch.layers, scratch.hidden, scratch.heads, shared=False, intermediate=scratch.intermediate)
@@ -454,7 +454,7 @@ def test_a_database_without_a_key_is_mapped_by_the_names_of_its_columns(tmp_path
 def test_a_recipe_and_its_text_hold_no_password(tmp_path: Path) -> None:
     rated, out = _rated(tmp_path / "ratings.csv", ("0", "1")), tmp_path / "own.toml"
     seen = replace(data_look.look(str(rated)), sources=({"path": "postgresql://shop:hunter2@db/shop?table=rated"},))
-    text = init.recipe(seen, "own")
+    text = init_recipe.recipe(seen, "own")
     assert "hunter2" not in text
     out.write_text(text, encoding="utf-8")
     assert recipes.load(out, []).data.sources[0].path == "postgresql://shop:${DATABASE_PASSWORD}@db/shop?table=rated"
@@ -463,7 +463,7 @@ def test_a_recipe_and_its_text_hold_no_password(tmp_path: Path) -> None:
 def test_a_recipe_keeps_the_variable_of_a_password(tmp_path: Path) -> None:
     rated = _rated(tmp_path / "ratings.csv", ("0", "1"))
     address = "postgresql://shop:${SHOP_PASSWORD}@db/shop?table=rated"
-    text = init.recipe(replace(data_look.look(str(rated)), sources=({"path": address},)), "own")
+    text = init_recipe.recipe(replace(data_look.look(str(rated)), sources=({"path": address},)), "own")
     assert address in text
     assert "DATABASE_PASSWORD" not in text
 

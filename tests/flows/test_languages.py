@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flows import data_look, init, languages, quickstart
+from flows import data_look, init, init_recipe, languages, quickstart
 from flows.ready_made import ReadyMadeModels
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
@@ -74,7 +74,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> data_look.Look:
 def test_the_recipe_has_the_stemmer_of_the_language_and_a_base_that_reads_it(
     language: str, cuda: bool, seen: data_look.Look, tmp_path: Path
 ) -> None:
-    text = init.recipe(replace(seen, language=language, cuda=cuda), "own")
+    text = init_recipe.recipe(replace(seen, language=language, cuda=cuda), "own")
     (tmp_path / "own.toml").write_text(text, encoding="utf-8")
     recipe = recipes.load(tmp_path / "own.toml", [])
     stemmed = language not in ("cjk", "japanese", "korean", "other")
@@ -83,9 +83,9 @@ def test_the_recipe_has_the_stemmer_of_the_language_and_a_base_that_reads_it(
     if language != "english" and not cuda:
         assert recipe.teacher.base == "scratch"
         assert "reads English alone" in text
-        assert init.MULTILINGUAL_SMALL in text
+        assert init_recipe.MULTILINGUAL_SMALL in text
     else:
-        expected = init.MINILM if not cuda else reads[True].get(language, "FacebookAI/xlm-roberta-large")
+        expected = init_recipe.MINILM if not cuda else reads[True].get(language, "FacebookAI/xlm-roberta-large")
         assert recipe.teacher.base == expected
 
 

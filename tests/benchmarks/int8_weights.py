@@ -54,9 +54,9 @@ def written(source: ExportSource, name: str) -> onnx.ModelProto:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("workspace", type=Path)
-    parser.add_argument("--model", help="fingerprint of a ranker, teacher or encoder; else the newest teacher")
+    parser.add_argument("--model", help="Fingerprint of a ranker, teacher or encoder; else the newest teacher.")
     parser.add_argument(
-        "--tokens", type=int, default=ExportConfig().sample_tokens, help="of the valid lists to judge by"
+        "--tokens", type=int, default=ExportConfig().sample_tokens, help="Tokens of valid lists to judge by."
     )
     asked = parser.parse_args()
 

@@ -58,16 +58,16 @@ def main() -> None:
     parser.add_argument(
         "--tokens", type=int, default=ExportConfig().sample_tokens, help="Tokens of valid lists to judge by."
     )
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
 
     def newest(kind: str) -> Path:
-        return artifacts.finished(asked.workspace, kind)[-1]
+        return artifacts.finished(arguments.workspace, kind)[-1]
 
-    model = artifacts.folder_of(asked.workspace, asked.model) if asked.model else newest("teacher")
-    assert model is not None, f"{asked.workspace}: no artifact {asked.model}"
+    model = artifacts.folder_of(arguments.workspace, arguments.model) if arguments.model else newest("teacher")
+    assert model is not None, f"{arguments.workspace}: no artifact {arguments.model}"
     source = ExportSource.load(model)
     data, pairs = (artifacts.load(newest(kind)) for kind in ("data", "pairs"))
-    taken = sample.take(data, pairs, sample.Reader(source.tokenizer, source.templates), asked.tokens)
+    taken = sample.take(data, pairs, sample.Reader(source.tokenizer, source.templates), arguments.tokens)
     print(f"{source.role} {model.name}: {len(taken.lists)} lists, {len(taken.inputs)} inputs")
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: Path(folder) / f"model.{number}.onnx" for number, name in enumerate(["fp32", *VARIANTS])}
@@ -81,10 +81,10 @@ def main() -> None:
     print("| weights | nDCG@10 | Kendall's tau to fp32 | smallest cosine to fp32 | inputs per CPU-second |")
     print("|---|---|---|---|---|")
     for name in paths:
-        found = turns[0][name]
+        measured = turns[0][name]
         rate = float(np.median([turn[name].texts_per_cpu_s for turn in turns]))
-        cosine = f"{found.min_cosine:.4f}" if source.role == "encoder" else ""
-        print(f"| {name} | {found.ndcg:.4f} | {found.kendall_tau:.4f} | {cosine} | {rate:.0f} |")
+        cosine = f"{measured.min_cosine:.4f}" if source.role == "encoder" else ""
+        print(f"| {name} | {measured.ndcg:.4f} | {measured.kendall_tau:.4f} | {cosine} | {rate:.0f} |")
 
 
 if __name__ == "__main__":

@@ -221,8 +221,8 @@ def test_the_largest_products_are_exact_on_this_processor(inputs: int, sign: int
     opsets = [helper.make_opsetid("", graph.OPSET)]
     session = ort.InferenceSession(helper.make_model(written, opset_imports=opsets, ir_version=8).SerializeToString())
     for rows in (1, 7, 64):
-        [found] = session.run(None, {"x": np.full((rows, inputs), 255, np.uint8)})
-        np.testing.assert_array_equal(found, 255 * sign * LARGEST_WEIGHT * inputs)
+        [products] = session.run(None, {"x": np.full((rows, inputs), 255, np.uint8)})
+        np.testing.assert_array_equal(products, 255 * sign * LARGEST_WEIGHT * inputs)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -20,6 +20,7 @@ JOIN_IN_DATABASE = (
     'query = "SELECT …"'
 )
 """The other way to read documents and judgments of one database together."""
+_IDS_SUFFICE = "`relevance report` has the texts from the release, if a column holds the documents' ids:"
 
 
 def without_judgments(source: "SourceConfig") -> str:
@@ -38,7 +39,7 @@ def ways_to_join(source: "SourceConfig", columns: Mapping[str, str]) -> str:
     Args:
         columns: the map of the judgments, as far as it is known.
     """
-    from pipeline.data.formats import column_advice
+    from pipeline.data.formats import column_advice, option_text
 
     judged = {**column_advice.judged_or_described(_columns_of(source)), **columns}
     ids = {"doc_id": judged.get("doc_id", "COLUMN")}
@@ -53,9 +54,12 @@ def ways_to_join(source: "SourceConfig", columns: Mapping[str, str]) -> str:
     written = column_advice.sources([*tables, (source.path, name, judged)])
     is_database = "://" in source.path
     seen = f" (seen: {', '.join(map(_short, neighbours))})" if neighbours else ""
+    known = {key: columns[key] for key in columns if key not in ("title", "text")} | ids
+    report = "" if "doc_id" in columns else f"{_IDS_SUFFICE} --columns {shlex.quote(option_text.option(known))}\n  "
+    place = "table" if is_database else "file"
     return (
-        f"where the texts of the documents stand in another {'table' if is_database else 'file'}{seen}, write a recipe "
-        "with these as sources of one name, and `relevance init RECIPE` fills in the rest:\n"
+        f"{report}where the texts of the documents stand in another {place}{seen}, write a "
+        "recipe with these as sources of one name, and `relevance init RECIPE` fills in the rest:\n"
         + written
         + (JOIN_IN_DATABASE if is_database else "")
     )

@@ -21,8 +21,8 @@ from prefect.types.entrypoint import EntrypointType
 from flows import prefect_flows, sources
 from pipeline import recipe as recipes
 from pipeline.command_line import typed
-from pipeline.config import Recipe
-from pipeline.errors import ConfigError, RelevanceError
+from pipeline.config import Recipe, SourceConfig
+from pipeline.errors import ConfigError, RelevanceError, SchemaError
 from pipeline.text import counted
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def _refuse_absent_data(parameters: Mapping[str, Mapping[str, Any]], settings: R
     """
     for source in settings.data.sources:
         sources.refuse_absent(source, Path(settings.data.root))
-    judged = sources.of_judgments(parameters["report"]["judgments"]) if "report" in parameters else ()
+    judged = _judged(parameters["report"]["judgments"]) if "report" in parameters else ()
     reindex = parameters.get("reindex", {"documents": ()})
     documents = sources.of_documents(
         reindex["documents"],
@@ -149,6 +149,16 @@ def _refuse_absent_data(parameters: Mapping[str, Mapping[str, Any]], settings: R
     )
     for source in (*judged, *documents):
         sources.refuse_absent(source, Path())
+
+
+def _judged(judgments: str) -> tuple[SourceConfig, ...]:
+    try:
+        return sources.of_judgments(judgments)
+    except SchemaError as error:
+        raise SchemaError(
+            f"{error}\n  a schedule has --columns for its --documents alone: write judgments with their map into a "
+            "recipe, as one more source, and name this: --judgments RECIPE"
+        ) from error
 
 
 def check_server() -> None:

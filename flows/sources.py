@@ -131,26 +131,22 @@ def refuse_absent(source: SourceConfig, root: Path) -> None:
     Raises:
         MissingError: nothing is there, or no such table.
         ConfigError: an unknown format, or an environment variable that an address names and that is not set.
-        SchemaError: no known format, or a map that names a column which is not there.
+        SchemaError: no known format, a column that is not there, or a query that the database refuses.
     """
     from pipeline import storage
-    from pipeline.data.formats import column_advice, registry, sql, sql_address
+    from pipeline.data.formats import column_advice, registry, sql
 
     if storage.is_address(source.path):
         return
     there = replace(source, path=absolute(source.path, root))
-    if "://" not in there.path:
-        registry.find(there, Path())
-        samples = samples_of(there) if there.columns else {}
-    elif there.query:
-        sql_address.locate(there.path, Path())
-        return
-    else:
+    if "://" in there.path:
         try:
-            samples = sql.samples_of(there, Path())
+            sql.check(there, Path())
         except UnavailableError as error:
             log.warning("%s", error)
-            return
+        return
+    registry.find(there, Path())
+    samples = samples_of(there) if there.columns else {}
     if samples and (problem := column_advice.fault(there.columns, samples)):
         raise SchemaError(f"{hide_passwords(source.path)}: {problem}")
 

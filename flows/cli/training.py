@@ -221,7 +221,14 @@ def schedule(
     documents: Annotated[
         list[str] | None, typer.Option(help="Documents of the scheduled re-index; may be repeated.")
     ] = None,
-    columns: Columns = "",
+    columns: Annotated[
+        str,
+        typer.Option(
+            metavar="KEY=COLUMN,…",
+            help="Columns of the tables of --documents: doc_id, title, text; another key keeps a column to filter by. "
+            "Judgments that need a map stand in a recipe: --judgments RECIPE.",
+        ),
+    ] = "",
     workspace: WrittenWorkspace = DEFAULT_WORKSPACE,
     overrides: Set = None,
 ) -> None:

@@ -5,7 +5,7 @@ import re
 import shlex
 import sqlite3
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +370,7 @@ def test_sources_of_two_names_are_no_collection_for_a_recipe(tmp_path: Path) -> 
         ("judged.csv", "gone.csv", "judged.csv", "gone.csv: no such file or folder"),
         ("judged.csv", "sqlite:///shop.db?table=gone", "judged.csv", "no such table; it has items, seen"),
         ("judged.csv", "items.csv", "gone.csv", "gone.csv: no such table; name a file"),
+        ("odd.csv", "items.csv", "judged.csv", "--judgments RECIPE"),
         ("judged.csv", "items.csv", "odd.csv", "no column 'query', 'grade'"),
     ],
 )
@@ -402,6 +403,33 @@ def test_data_that_is_there_passes_the_check_of_a_schedule(tmp_path: Path) -> No
     with pytest.raises(SchemaError, match="no column 'name'"):
         sources.refuse_absent(SourceConfig(path="judged.csv", columns={"title": "name"}), tmp_path)
     sources.refuse_absent(SourceConfig(path="s3://bucket/folder"), tmp_path)  # Never fetched for a check.
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("select id, title from gone", "no such table: gone"),
+        ("select id, titel from items", "no such column: titel"),
+        ("select id, title as name from items", "no column 'title'"),
+        ("selekt id from items", "syntax error"),
+        ("select id, title from items where id = 'none'", ""),
+        ("select id, title from items order by id", ""),
+    ],
+)
+def test_the_query_of_a_source_is_tried_before_a_schedule_is_made(tmp_path: Path, query: str, words: str) -> None:
+    with sqlite3.connect(tmp_path / "shop.db") as connection:
+        connection.execute("create table items (id text, title text)")
+        connection.execute("insert into items values ('a', 'knife')")
+    connection.close()
+    source = SourceConfig(path="sqlite:///shop.db", query=query, columns={"doc_id": "id", "title": "title"})
+    with pytest.raises(SchemaError, match=words) if words else nullcontext():
+        sources.refuse_absent(source, tmp_path)
+
+
+def test_judgments_without_texts_are_told_that_a_report_needs_only_ids(tmp_path: Path) -> None:
+    table(tmp_path / "odd.csv", "query,number,stars")
+    with pytest.raises(SchemaError, match=r"from the release.*doc_id=COLUMN"):
+        sources.of_judgments(str(tmp_path / "odd.csv"))
 
 
 def test_a_folder_of_tables_is_answered_with_the_recipe_that_reads_them(tmp_path: Path) -> None:

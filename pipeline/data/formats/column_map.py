@@ -52,8 +52,8 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
             query_id qid topic_id question_id search_query_id query_no
             查询编号 查询id 问题编号 问题id 查詢編號""",
         "doc_id": """
-            doc_id docid docno pid _id product_id product_uid corpus_id passage_id sentence_id document_id item_id sku
-            asin article_id page_id post_id answer_id object_id entity_id listing_id 文档编号 商品编号
+            doc_id docid docno pid _id product_id product_uid product_sku corpus_id passage_id sentence_id document_id
+            item_id sku asin article_id page_id post_id answer_id object_id entity_id listing_id 文档编号 商品编号
             文档id 商品id 文章编号 文章id 网页编号 产品编号 货号 商品編號 文件編號
             artikelnummer artikelnr produktnummer 编号 編號 id""",
         "split": "split",

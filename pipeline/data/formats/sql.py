@@ -66,12 +66,17 @@ def other_tables(url: str, root: Path) -> list[str]:
 
 
 def samples_of(config: SourceConfig, root: Path) -> dict[str, str]:
-    """Names of the columns of a table, each with its value in a row; empty values where it has no rows.
+    """Names of the columns of a table or query, each with its value in a row; empty values where there are no rows.
 
     Raises:
-        ConfigError, MissingError, SchemaError: see `read`.
+        ConfigError, MissingError, SchemaError, UnavailableError: see `read`.
     """
     address, name = sql_address.locate(config.path, root)
+    if config.query:
+        with reading(address, "query") as engine, engine.connect() as connection:
+            rows = connection.execution_options(stream_results=True).execute(sa.text(config.query))
+            names, row = list(rows.keys()), rows.mappings().first() or {}
+            return {name: "" if row.get(name) is None else plain(row[name]) for name in names}
     with reading(address, f"table {name}") as engine, engine.connect() as connection:
         table = sa.Table(name, sa.MetaData(), autoload_with=connection)
         raw = [sa.type_coerce(column, sa.types.NullType()).label(column.name) for column in table.c]
@@ -191,6 +196,13 @@ def _rows(engine: sa.Engine, name: str, config: SourceConfig, shown: str, *, raw
             for key, column in wanted.items():
                 columns[key].extend(row[column] for row in part if not (flag and is_set(row[flag])))
         return columns
+
+
+def check(config: SourceConfig, root: Path) -> None:
+    """Raises the errors by which `read` would fail at once, without reading more than a row."""
+    address, name = sql_address.locate(config.path, root)
+    shown = sql_address.shown_as(address, "query" if config.query else f"table {name}")
+    refuse_absent(list(samples_of(config, root)), config, shown)
 
 
 def flag_of(config: SourceConfig) -> str:

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 MEMORY = "ready_made.json"
 """The file of a workspace that remembers imported models and their releases."""
-VERSION = 2
+VERSION = 3
 """Version of the import, part of every request's key; raise it when the same folder comes to give another release."""
 
 PATIENCE_S = 10.0

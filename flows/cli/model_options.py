@@ -42,16 +42,18 @@ class ModelOptions:
     ] = 0
     judgments: Annotated[str, typer.Option(help="Judged queries on which a lower precision is measured.")] = ""
 
-    def read(self, precision: str | None) -> "ReadyMadeModels":
+    def read(self, precision: str | None, *, indexed: bool = False) -> "ReadyMadeModels":
         """The models that these options name.
 
         Args:
             precision: fp32, fp16, int8 or w8; auto or None for fp32.
+            indexed: documents are indexed too, by an encoder that need not be named.
 
         Raises:
-            ConfigError: widths that are no numbers; an unknown precision.
+            ConfigError: widths that are no numbers; an unknown precision; an option that would change nothing.
             MissingError: a package that is not there, or its name without `package:`.
         """
+        self._refuse_idle(precision, indexed)
         from flows.ready_made import ReadyMadeModels
         from pipeline.models import packaged_models
 
@@ -64,6 +66,23 @@ class ModelOptions:
             precision=_precision(precision),
             judgments=self.judgments,
         )
+
+    def _refuse_idle(self, precision: str | None, indexed: bool) -> None:
+        """Raises ConfigError where an option belongs to a model that is not named, or to a precision."""
+        of_encoder = {
+            "--query-prompt": self.query_prompt is not None,
+            "--document-prompt": self.document_prompt is not None,
+            "--widths": bool(self.widths),
+        }
+        of_ranker = {"--label": bool(self.label), "--passages": bool(self.passages) and not indexed}
+        for given, model, options in (
+            (self.encoder or indexed, "--encoder", of_encoder),
+            (self.ranker, "--ranker", of_ranker),
+        ):
+            if idle := [option for option, is_set in options.items() if is_set and not given]:
+                raise ConfigError(f"{', '.join(idle)}: of use to {model} alone; name one, or leave it out")
+        if self.judgments and _precision(precision) == "fp32":
+            raise ConfigError("--judgments: measures a precision below fp32; add --precision int8, or leave it out")
 
     def of_folders(self) -> "ReadyMadeOptions":
         """The options that say what the models' folders leave open.

@@ -112,7 +112,7 @@ def quickstart(
 
     mapped = option_text.parse_columns(columns)
     sources = [SourceConfig(path=path, format=format, columns=mapped) for path in documents]
-    result = ready_made.apart(flow.quickstart, sources, workspace, models.read(precision), force=force)
+    result = ready_made.apart(flow.quickstart, sources, workspace, models.read(precision, indexed=True), force=force)
     show(asdict(result), as_json, flow.render(result, workspace))
     if no_serve and not as_json:
         from pipeline.command_line import typed

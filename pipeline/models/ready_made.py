@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from pipeline.errors import ConfigError, MissingError
-from pipeline.models import base_models, model_files, model_values, tokenizers
+from pipeline.models import base_models, model_files, model_values, module_settings, tokenizers
 from pipeline.models import sentence_transformers_format as folder_format
 from pipeline.models.bi_encoder import BiEncoder, Head, load_body
 from pipeline.models.cross_encoder import CrossEncoder
@@ -56,7 +56,8 @@ def encoder(root: Path, options: ReadyMadeOptions | None = None) -> BiEncoder:
     tokenizer = tokenizers.load_tokenizer(path)
     model = load_body(path, body_config)
     _check_vocabulary(path, tokenizer, model)
-    stated = _stated_length(path / "sentence_bert_config.json", tokenizer)
+    module_settings.check_transformer(path / module_settings.LENGTHS, "encoder")
+    stated = _stated_length(path / module_settings.LENGTHS, tokenizer)
     max_tokens = _max_tokens(options.max_tokens or stated, tokenizer, body_config)
     *earlier, last = folder_format.read_layers(root, modules, int(body_config.hidden_size))
     template = tokenizers.text_template(tokenizer, max_tokens)
@@ -122,6 +123,7 @@ def ranker(root: Path, options: ReadyMadeOptions | None = None) -> CrossEncoder:
     """
     options = options or ReadyMadeOptions()
     path = _folder(root)
+    module_settings.check_ranker(path, folder_format.kinds_of_modules(path))
     config = base_models.config(path)
     if not _scores(config):
         raise ConfigError(
@@ -129,6 +131,7 @@ def ranker(root: Path, options: ReadyMadeOptions | None = None) -> CrossEncoder:
             "score; give the folder of a cross-encoder"
         )
     tokenizer = tokenizers.load_tokenizer(path)
+    stated = _stated_length(path / module_settings.LENGTHS, tokenizer)
     model, missing = base_models.load_whole(
         AutoModelForSequenceClassification, path, config=config, attn_implementation=tokenizers.attention()
     )
@@ -136,7 +139,7 @@ def ranker(root: Path, options: ReadyMadeOptions | None = None) -> CrossEncoder:
         raise MissingError(f"{path}: its weights lack {missing[:3]}; give the whole model")
     _check_vocabulary(path, tokenizer, model)
     relevant = _one_score(path, model, options.label)
-    max_tokens = _max_tokens(options.max_tokens, tokenizer, config)
+    max_tokens = _max_tokens(options.max_tokens or stated, tokenizer, config)
     template = tokenizers.pair_template(tokenizer, config, max_tokens, 1)
     room = max_tokens - template.special_tokens
     template = replace(template, max_query_tokens=room - 1, longest_first=True)  # As sentence-transformers cuts.
@@ -237,6 +240,8 @@ def _one_score(path: Path, model: Any, label: str) -> int | None:
         linear.weight, linear.bias, linear.out_features = nn.Parameter(weight), nn.Parameter(bias), 1
     elif count > 2:
         return _relevant(path, names, label)
+    elif label:
+        _relevant(path, names, label)  # One that is not there was meant for another model.
     model.config.num_labels = 1
     model.config.problem_type = None
     model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}

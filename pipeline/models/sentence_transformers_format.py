@@ -26,7 +26,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.errors import ConfigError
-from pipeline.models import model_files, model_values
+from pipeline.models import model_files, model_values, module_settings
+from pipeline.models.module_settings import LENGTHS, SETTINGS
 from pipeline.text import read_text
 
 DENSE = "2_Dense/model.safetensors"
@@ -38,11 +39,6 @@ Pooling = Literal["mean", "cls", "max", "lasttoken"]
 
 Activation = Literal["identity", "tanh"]
 """The function after a linear layer."""
-
-SETTINGS = "config_sentence_transformers.json"
-"""The file of prompts, `similarity_fn_name` and `truncate_dim`."""
-LENGTHS = "sentence_bert_config.json"
-"""The file of the maximum length, `max_seq_length`."""
 
 _KINDS = ("Transformer", "Pooling", "Dense", "Normalize")
 
@@ -186,10 +182,7 @@ def read_modules(root: Path) -> ModuleFolders:
     if not path.is_file():
         log.info("encoder: no modules.json, so the mean of the states is taken, as sentence-transformers does")
         return ModuleFolders()
-    try:
-        entries = [(_last(str(item["type"])), str(item["path"])) for item in json.loads(read_text(path))]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ConfigError(f"{path}: not a list of modules ({error!r})") from error
+    entries = _entries(path)
     for kind, folder in entries:
         if kind not in _KINDS:
             raise ConfigError(f"{path}: module {kind} ({folder}) is not known; known are {', '.join(_KINDS)}")
@@ -204,6 +197,24 @@ def read_modules(root: Path) -> ModuleFolders:
             "most one Normalize, in this order"
         )
     return ModuleFolders(transformer=entries[0][1], pooling=entries[1][1], dense=dense, normalised=normalised)
+
+
+def kinds_of_modules(root: Path) -> list[str]:
+    """The kinds of a folder's modules, in their order; none in a folder of transformers.
+
+    Raises:
+        ConfigError: modules.json is no list of modules.
+    """
+    path = root / "modules.json"
+    return [kind for kind, _ in _entries(path)] if path.is_file() else []
+
+
+def _entries(path: Path) -> list[tuple[str, str]]:
+    """Kind and folder of each module of a modules.json."""
+    try:
+        return [(_last(str(item["type"])), str(item["path"])) for item in json.loads(read_text(path))]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ConfigError(f"{path}: not a list of modules ({error!r})") from error
 
 
 def read_pooling(root: Path, modules: ModuleFolders) -> Pooling:
@@ -254,7 +265,9 @@ def read_layers(root: Path, modules: ModuleFolders, hidden: int) -> list[DenseLa
 
 def _read_dense(path: Path) -> DenseLayer:
     known = {_last(name): activation for activation, name in _ACTIVATIONS.items()}
-    name = _last(str(model_files.read_object(path / "config.json").get("activation_function", "Identity")))
+    config = model_files.read_object(path / "config.json")
+    module_settings.check_dense(path / "config.json", config)
+    name = _last(str(config.get("activation_function", "Tanh")))  # As the library takes it where none is named.
     if name not in known:
         raise ConfigError(
             f"{path / 'config.json'}: activation_function {name} is not known; known are {', '.join(known)}"

@@ -447,6 +447,9 @@ def test_options_of_models_without_models_are_refused(tmp_path: Path) -> None:
         (("--encoder", str(tmp_path / "none")), "no such folder"),
         (("--encoder", "x", "--precision", "int4"), "not one of fp32"),
         (("--encoder", "x", "--widths", "a"), "whole numbers"),
+        (("--ranker", "x", "--widths", "8", "--query-prompt", "q: "), "--query-prompt, --widths: of use to --encoder"),
+        (("--encoder", "x", "--label", "yes", "--passages", "3"), "--label, --passages: of use to --ranker"),
+        (("--encoder", "x", "--judgments", "j.csv"), "--judgments: measures a precision below fp32"),
     ):
         command = [sys.executable, "-m", "flows.cli", "serve", *arguments]
         done = subprocess.run(

@@ -303,6 +303,7 @@ def test_several_layers_are_saved_as_sentence_transformers_reads_them(layout: st
     ("head", "label", "message"),
     [
         (0, "", "no head that gives a score"),
+        (1, "good", "'good' is not among them"),
         (2, "", "of the labels LABEL_0, LABEL_1 none is known"),
         (2, "good", "'good' is not among them"),
         (3, "", "of the labels LABEL_0, LABEL_1, LABEL_2 none is known"),
@@ -338,6 +339,12 @@ def test_a_named_label_is_taken(tmp_path: Path) -> None:
     [
         ("config.json", {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Tanh"}}, "go through"),
         ("config_sentence_transformers.json", {"activation_fn": "torch.nn.modules.activation.ReLU"}, "go through"),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": {"query": "angle of: "}, "default_prompt_name": "query"},
+            "'angle of: ' stands before each query",
+        ),
+        ("sentence_bert_config.json", {"transformer_task": "text-generation"}, "transformer_task"),
     ],
 )
 def test_a_ranker_whose_values_cannot_be_given_is_refused(
@@ -356,17 +363,48 @@ def test_a_ranker_whose_values_cannot_be_given_is_refused(
     [
         ("config_sentence_transformers.json", {"similarity_fn_name": "dot"}, "dot product"),
         ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt"),
+        ("2_Dense/config.json", {"use_residual": True}, "use_residual is True"),
+        ("2_Dense/config.json", {"module_input_name": "token_embeddings"}, "module_input_name"),
+        ("2_Dense/config.json", {"module_output_name": "other"}, "module_output_name"),
+        ("sentence_bert_config.json", {"module_output_name": "other"}, "module_output_name"),
+        ("sentence_bert_config.json", {"processing_kwargs": {"text": {"add_special_tokens": False}}}, "add_special"),
     ],
 )
 def test_an_encoder_whose_order_would_change_is_refused(
     file: str, keys: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    folder = saved(tmp_path, "bert", "mean")
+    folder = saved(tmp_path, "bert", "mean", modules.Dense(16, 6))
     path = folder / file
     path.write_text(json.dumps(json.loads(path.read_text()) | keys))
     with pytest.raises(ConfigError, match=message):
         import_stage.encoder(tmp_path / "workspace", str(folder), ReadyMadeOptions())
     assert not list((tmp_path / "workspace").rglob("manifest.json"))
+
+
+def test_a_ranker_of_further_modules_is_refused(tmp_path: Path) -> None:
+    with base_models.quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        body(tmp_path / "body", "bert", head=3)
+        transformer = modules.Transformer(str(tmp_path / "body"), transformer_task="sequence-classification")
+        scored = modules.Dense(3, 1, module_input_name="scores")
+        library.CrossEncoder(modules=[transformer, scored], device="cpu").save_pretrained(str(tmp_path / "model"))
+    with pytest.raises(ConfigError, match="modules Transformer, Dense"):
+        import_stage.ranker(tmp_path / "workspace", str(tmp_path / "model"), ReadyMadeOptions())
+
+
+def test_a_projection_without_a_named_activation_has_that_of_sentence_transformers(tmp_path: Path) -> None:
+    with base_models.quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = saved(tmp_path, "bert", "mean", modules.Dense(16, 6))
+        path = folder / "2_Dense" / "config.json"
+        content = json.loads(path.read_text())
+        del content["activation_function"]
+        path.write_text(json.dumps(content))
+        theirs = library.SentenceTransformer(str(folder), device="cpu")
+        ours = engine(tmp_path, import_stage.encoder(tmp_path, str(folder), ReadyMadeOptions()))
+        reference = theirs.encode(TEXTS, show_progress_bar=False, normalize_embeddings=True)
+        assert ours.embed(TEXTS, "document") == pytest.approx(reference, abs=1e-5)
+    ours.close()
 
 
 def test_a_label_of_several_that_do_not_exclude_each_other_keeps_its_own_score(tmp_path: Path) -> None:

@@ -56,9 +56,9 @@ def ways_to_join(source: "SourceConfig", columns: Mapping[str, str]) -> str:
     seen = f" (seen: {', '.join(map(_short, neighbours))})" if neighbours else ""
     known = {key: columns[key] for key in columns if key not in ("title", "text")} | ids
     report = "" if "doc_id" in columns else f"{_IDS_SUFFICE} --columns {shlex.quote(option_text.option(known))}\n  "
-    place = "table" if is_database else "file"
+    container = "table" if is_database else "file"
     return (
-        f"{report}where the texts of the documents stand in another {place}{seen}, write a "
+        f"{report}where the texts of the documents stand in another {container}{seen}, write a "
         "recipe with these as sources of one name, and `relevance init RECIPE` fills in the rest:\n"
         + written
         + (JOIN_IN_DATABASE if is_database else "")

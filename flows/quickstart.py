@@ -58,12 +58,12 @@ class QuickstartResult:
 
 
 def quickstart(
-    sources: Sequence[SourceConfig], workspace: Path, models: ReadyMadeModels, *, force: bool = False
+    documents: Sequence[str | SourceConfig], workspace: Path, models: ReadyMadeModels, *, force: bool = False
 ) -> QuickstartResult:
     """Indexes documents with ready-made models and publishes the release; it goes live unless a trained one is.
 
     Args:
-        sources: where the documents are.
+        documents: where they are: sources, or recipes, whose sources are meant.
         workspace: the folder of artifacts and releases.
         models: MiniLM is taken where no encoder is named.
         force: replace the documents of a live quickstart by ones that look wrong beside them; see `flows.plausibility`.
@@ -78,8 +78,8 @@ def quickstart(
     began = time.monotonic()
     models = models if models.encoder else replace(models, encoder=_default_encoder())
     ready_made.check_present(models)
-    mapped = named.of_documents(sources)
-    for source in mapped:
+    sources = named.of_documents(documents)
+    for source in sources:
         named.refuse_absent(source, Path())
 
     from flows.indexing import EmbeddingWork
@@ -92,7 +92,7 @@ def quickstart(
     ready_made.check_files(models)
     shown = ", ".join(hide_passwords(source.path) for source in sources)
     check = partial(plausibility.check, old, shown=shown, force=force) if old else None
-    release, searchable = _publish(mapped, Runner(workspace), models, check)
+    release, searchable = _publish(sources, Runner(workspace), models, check)
     if live is None or goes_live:
         reason = f"quickstart with {' and '.join(ready_made.sources(models).values())}"
         live = registry.promote(release.fingerprint, reason=reason, expected=live.generation if live else 0)

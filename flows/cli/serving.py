@@ -82,7 +82,10 @@ def serve(
 def quickstart(
     documents: Annotated[
         list[str],
-        typer.Argument(help="Folders, files or SQLAlchemy URLs of the documents.", callback=surroundings.check_data),
+        typer.Argument(
+            help="Folders, files or SQLAlchemy URLs of the documents, or recipes, whose sources are meant.",
+            callback=surroundings.check_data,
+        ),
     ],
     models: ModelOptions,
     workspace: WrittenWorkspace = DEFAULT_WORKSPACE,
@@ -107,11 +110,16 @@ def quickstart(
 
     from flows import quickstart as flow
     from flows import ready_made
+    from flows import sources as named
     from pipeline.config import SourceConfig
     from pipeline.data.formats import option_text
 
     mapped = option_text.parse_columns(columns)
-    sources = [SourceConfig(path=path, format=format, columns=mapped) for path in documents]
+    if mapped and all(map(named.is_recipe, documents)):
+        raise ConfigError(named.MAPS_OF_RECIPE)
+    sources = [
+        path if named.is_recipe(path) else SourceConfig(path=path, format=format, columns=mapped) for path in documents
+    ]
     result = ready_made.apart(flow.quickstart, sources, workspace, models.read(precision, indexed=True), force=force)
     show(asdict(result), as_json, flow.render(result, workspace))
     if no_serve and not as_json:

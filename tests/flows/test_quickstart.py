@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import urllib.request
@@ -229,6 +230,25 @@ def started(folders: dict[str, str], tiny_world: Path, tmp_path_factory: pytest.
 def quick(started: Path, tmp_path: Path) -> Path:
     """A copy of that workspace, to change."""
     return Path(shutil.copytree(started, tmp_path / "workspace"))
+
+
+def test_a_recipe_names_the_documents_such_as_a_query_of_a_database(folders: dict[str, str], tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "shop.db") as connection:
+        connection.execute("create table items (sku text, name text, sold integer)")
+        rows = [(f"d{number}", f"steel angle {number}", number % 2) for number in range(40)]
+        connection.executemany("insert into items values (?, ?, ?)", rows)
+    connection.close()
+    (tmp_path / "judged.csv").write_text("query,sku,stars\nangle,d1,2\n", encoding="utf-8")
+    read = 'query = "select sku, name from items where sold = 0", columns = { doc_id = "sku", title = "name" }'
+    judged = 'columns = { query = "query", doc_id = "sku", grade = "stars" }'
+    sources = ", ".join(
+        f'{{ path = "{path}", name = "shop", {keys} }}'
+        for path, keys in (("sqlite:///shop.db", read), ("judged.csv", judged))
+    )
+    (tmp_path / "own.toml").write_text(f'[data]\nroot = "{tmp_path}"\nsources = [{sources}]\n', encoding="utf-8")
+    models = ReadyMadeModels(encoder=folders["encoder"])
+    result = quickstart.quickstart([str(tmp_path / "own.toml")], tmp_path / "workspace", models)
+    assert (result.documents, result.live) == (20, True)
 
 
 def test_the_release_is_one_like_any_other(quick: Path, tiny_world: Path, folders: dict[str, str]) -> None:

@@ -226,8 +226,8 @@ def check_files(models: ReadyMadeModels) -> None:
     from pipeline.models import model_files
     from pipeline.models import sentence_transformers_format as folder_format
 
-    for root in _roots(models).values():
-        has_modules = (root / "modules.json").is_file()
+    for role, root in _roots(models).items():
+        has_modules = role == "encoder" and (root / "modules.json").is_file()
         model_files.check_files(root / folder_format.read_modules(root).transformer if has_modules else root)
 
 

@@ -19,8 +19,9 @@ from pipeline.models.packaged_models import PACKAGE
 HUB_TIMEOUT_S = 5.0
 """Seconds to wait for the first answer of the hub; there are no retries, a person can run again."""
 
-HUB_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json")
-"""Patterns of the files that are fetched from a hub, without vocabularies."""
+HUB_FILES = ("*.json", "*.safetensors", "tokenizer*")
+"""Patterns of the files that are fetched from a hub, without vocabularies. The modules of sentence-transformers, which
+decide about pooling, lengths and prompts, are JSON files in the folder and below it."""
 HUB_VOCABULARIES = ("vocab.*", "merges.txt", "*.model")
 """Patterns of the files of vocabularies that are fetched from a hub."""
 
@@ -59,7 +60,30 @@ def root_of(name: str) -> Path:
         MissingError: there is none.
     """
     path = Path(name)
-    return path if (path / "modules.json").is_file() else folder(name)
+    if (path / "modules.json").is_file():
+        return path
+    found = folder(name)
+    is_complete = name.startswith(PACKAGE) or path.exists() or (found / "modules.json").is_file()
+    return found if is_complete else _with_modules(name, found)
+
+
+def _with_modules(name: str, cached: Path) -> Path:
+    """The folder of a hub model with its modules, of which a cache that something else filled may lack the files."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        files = {file.rfilename for file in HfApi().model_info(name, timeout=HUB_TIMEOUT_S).siblings or []}
+        if "modules.json" not in files:
+            return cached
+        return Path(snapshot_download(name, allow_patterns=[*HUB_FILES, *HUB_VOCABULARIES], etag_timeout=HUB_TIMEOUT_S))
+    except Exception as error:  # Whatever the network says: it may also be a model without modules.
+        log.warning(
+            "%s: the local hub cache has no modules.json of it, and the hub cannot be asked whether there is one (%s); "
+            "an encoder is read with mean pooling and without prompts",
+            name,
+            type(error).__name__,
+        )
+        return cached
 
 
 def _from_hub(name: str) -> Path:

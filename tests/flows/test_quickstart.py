@@ -204,6 +204,15 @@ def test_half_a_model_is_refused_before_a_document_is_read(folders: dict[str, st
     assert not (tmp_path / "workspace" / "artifacts" / "corpus").exists()
 
 
+def test_a_ranker_that_sentence_transformers_saved_passes_the_check_of_files(
+    folders: dict[str, str], tmp_path: Path
+) -> None:
+    saved = shutil.copytree(folders["ranker"], tmp_path / "ranker")
+    kind = "sentence_transformers.base.modules.transformer.Transformer"
+    (saved / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": "", "type": kind}]))
+    ready_made.check_files(ReadyMadeModels(ranker=str(saved)))
+
+
 def test_int8_is_measured_on_texts_or_on_judgments(
     folders: dict[str, str], tiny_world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -75,8 +75,9 @@ def samples_of(config: SourceConfig, root: Path) -> dict[str, str]:
     if config.query:
         with reading(address, "query") as engine, engine.connect() as connection:
             rows = connection.execution_options(stream_results=True).execute(sa.text(config.query))
-            names, row = list(rows.keys()), rows.mappings().first() or {}
-            return {name: "" if row.get(name) is None else plain(row[name]) for name in names}
+            names, row = list(rows.keys()), rows.mappings().first()
+            values = {} if row is None else dict(row)
+            return {name: "" if values.get(name) is None else plain(values[name]) for name in names}
     with reading(address, f"table {name}") as engine, engine.connect() as connection:
         table = sa.Table(name, sa.MetaData(), autoload_with=connection)
         raw = [sa.type_coerce(column, sa.types.NullType()).label(column.name) for column in table.c]

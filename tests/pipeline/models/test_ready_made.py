@@ -28,7 +28,7 @@ from transformers import (
 from pipeline.config import ExportConfig, ScratchConfig
 from pipeline.errors import ConfigError
 from pipeline.export import bundle
-from pipeline.models import base_models, import_stage, model_folders
+from pipeline.models import base_models, import_stage, model_folders, ready_made
 from pipeline.models.ready_made_files import ReadyMadeOptions
 from pipeline.passages import Passages
 from pipeline.training.tasks import vocabulary
@@ -264,6 +264,39 @@ def test_prompts_of_the_caller_take_the_place_of_the_folders(tmp_path: Path) -> 
             reference = theirs.encode(TEXTS, prompt=prompt, show_progress_bar=False)
             assert ours.embed(TEXTS, role) == pytest.approx(reference, abs=1e-5)  # type: ignore[arg-type]
     ours.close()
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_an_encoder_from_a_hub_comes_with_its_pooling_and_prompts(
+    cached: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache that a training filled has no modules; they are fetched then."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    with base_models.quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        hub = saved(tmp_path, "bert", "cls", modules.Dense(16, 6), prompts={"query": "angle of: "})
+    cache = tmp_path / "cache"
+    files = [str(path.relative_to(hub)) for path in hub.rglob("*") if path.is_file()]
+
+    def fetched(name: str, allow_patterns: list[str], local_files_only: bool = False, **_: Any) -> str:
+        if local_files_only and not cached:
+            raise huggingface_hub.errors.LocalEntryNotFoundError(name)
+        patterns = ["config.json", "model.safetensors", "tokenizer*"] if local_files_only else allow_patterns
+        for file in filter_repo_objects(files, allow_patterns=patterns):
+            (cache / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(hub / file, cache / file)
+        return str(cache)
+
+    siblings = [huggingface_hub.hf_api.RepoSibling(rfilename=file) for file in files]
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: type("Info", (), {"siblings": siblings}))
+    monkeypatch.chdir(tmp_path)
+    root = model_folders.root_of("own/encoder")
+    assert root == cache
+    read = ready_made.encoder(root)
+    assert (read.head.pooling, read.dense.out_features, read.query_template.prompt) == ("cls", 6, "angle of: ")
 
 
 def test_one_folder_is_imported_once_and_another_anew(tmp_path: Path) -> None:

@@ -62,9 +62,9 @@ def root_of(name: str) -> Path:
     path = Path(name)
     if (path / "modules.json").is_file():
         return path
-    found = folder(name)
-    is_complete = name.startswith(PACKAGE) or path.exists() or (found / "modules.json").is_file()
-    return found if is_complete else _with_modules(name, found)
+    root = folder(name)
+    is_complete = name.startswith(PACKAGE) or path.exists() or (root / "modules.json").is_file()
+    return root if is_complete else _with_modules(name, root)
 
 
 def _with_modules(name: str, cached: Path) -> Path:

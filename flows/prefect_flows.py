@@ -28,14 +28,13 @@ from prefect.logging.handlers import APILogHandler
 from prefect.states import Completed
 from prefect.tasks import Task
 from pydantic import WithJsonSchema
-from rich.console import Console
 
 from flows import reindex as reindexing
 from flows import report as reporting
 from flows import retrain as retraining
 from flows import runner, sources
 from pipeline import recipe as recipes
-from pipeline import recipe_schema, regular_files
+from pipeline import recipe_schema, regular_files, terminal
 from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError, InputError, RelevanceError
 from pipeline.evaluation import report_card
@@ -252,7 +251,7 @@ def _show_report(artifact: Artifact, label: str) -> None:
     """Shows a report in full in the UI; a browser opens no file of this machine, so there is no link to the page."""
     report_json = json.loads(artifact.file("report.json").read_text(encoding="utf-8"))
     create_table_artifact(key=f"ndcg-{label}", table=reporting.rows(report_json), description="Systems by nDCG")
-    console = Console(file=io.StringIO(), record=True, width=120)
+    console = terminal.plain_console(file=io.StringIO(), record=True, width=120)
     console.print(report_card.card(report_json))
     markdown = (
         f"```\n{console.export_text()}\n```\n\nThe page with plots and examples: `{artifact.file('report.html')}`"

@@ -63,9 +63,9 @@ def bar(label: str, total: float, unit: str, done: float = 0.0) -> Iterator[Adva
         unit: plural, such as pairs or documents.
         done: what an earlier, interrupted run has done already.
     """
-    from rich.console import Console
+    from pipeline import terminal
 
-    console, meter = Console(stderr=True), _Meter(unit, done, done)
+    console, meter = terminal.plain_console(stderr=True), _Meter(unit, done, done)
     with _live_bar(label, total, meter, console) if console.is_terminal else _lines(label, total, meter) as advance:
         yield advance
 
@@ -75,8 +75,12 @@ def _live_bar(label: str, total: float, meter: _Meter, console: "Console") -> It
     """A bar on a terminal."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description:<28}"), BarColumn(24), TextColumn("{task.percentage:>3.0f} %"))
-    with Progress(*columns, TextColumn("{task.fields[words]}"), TimeRemainingColumn(), console=console) as live:
+    texts = [
+        TextColumn(text, markup=False)  # A column reads markup whatever the console's own setting is.
+        for text in ("{task.description:<28}", "{task.percentage:>3.0f} %", "{task.fields[words]}")
+    ]
+    columns = (texts[0], BarColumn(24), *texts[1:], TimeRemainingColumn())
+    with Progress(*columns, console=console) as live:
         task = live.add_task(label, total=max(total, 1e-9), words="")
         live.update(task, completed=meter.done)
 

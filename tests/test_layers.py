@@ -28,6 +28,7 @@ FLOOR = {
         "stage",
         "storage",
         "surface_warnings",
+        "terminal",
         "thumbs",
         "tokens",
     ),

@@ -85,9 +85,9 @@ def judged_data(path: str, format: str, columns: str, labels: str) -> "tuple[Sou
 
 def console() -> "Console":
     """The terminal; output to a file or pipe is 140 columns wide."""
-    from rich.console import Console
+    from pipeline import terminal
 
-    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 140)
+    return terminal.plain_console(soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 
 def existing(workspace: Path) -> Path:

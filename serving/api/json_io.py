@@ -1,7 +1,6 @@
 """Bytes from a client to checked values, and values to JSON."""
 
 import codecs
-import re
 from typing import Any, TypeVar
 
 import orjson
@@ -9,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
 from serving import errors
+from serving.api import lone_surrogates
 from serving.api.json_limits import check_structure, is_deep, too_deep
 from serving.api.paths import Endpoint, ErrorShape
 from serving.api.schemas import RequestBody
@@ -19,14 +19,6 @@ M = TypeVar("M", bound=RequestBody)
 
 SHOWN_ERRORS, SHOWN_CHARS = 5, 200
 """Maximum number of wrong fields that a message names, and of characters that it shows of each."""
-
-_LONE_SURROGATE = re.compile(
-    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
-    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-)
-_SPLIT = re.compile(rb"[^\\u0-9a-fA-F]|\\(?!u[dD][c-fC-F])|(?<=\\u[dD][c-fC-F][0-9a-fA-F]{2})\\")
-"""Positions that are not within an escaped surrogate, nor between the two of a pair."""
-_CHUNK = 2**18
 
 
 class Json(Response):
@@ -88,7 +80,7 @@ def _loads(body: bytes | bytearray) -> Any:
             raise _not_json(body, error) from None
     try:
         # orjson refuses a lone surrogate in an escape.
-        return orjson.loads(_without_lone_surrogates(body))
+        return orjson.loads(lone_surrogates.replaced(body))
     except orjson.JSONDecodeError as error:
         raise _not_json(body, error) from None
 
@@ -100,18 +92,6 @@ def _not_json(body: bytes | bytearray, error: orjson.JSONDecodeError) -> Request
     except UnicodeDecodeError as fault:
         return RequestError(f"the body is not UTF-8 at byte {fault.start}; send the JSON as UTF-8")
     return RequestError(f"the body is not valid JSON: {error}")
-
-
-def _without_lone_surrogates(body: bytes | bytearray) -> bytes:
-    """The JSON with U+FFFD in place of each lone surrogate, chunk by chunk, so that other threads have their turns."""
-    body = body.replace(b"\\\\", b"\\u005c")  # From here on, each backslash begins an escape.
-    parts, start = [], 0
-    while start < len(body):
-        split = _SPLIT.search(body, start + _CHUNK)
-        end = split.start() if split else len(body)
-        parts.append(_LONE_SURROGATE.sub(rb"\\ufffd", body[start:end]))
-        start = end
-    return b"".join(parts)
 
 
 def _message(error: ValidationError) -> str:
@@ -127,7 +107,7 @@ def _message(error: ValidationError) -> str:
 
 
 def request_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The OpenAPI part of a body that `parse` reads in FastAPI's place, because it must bear lone surrogates."""
+    """The OpenAPI description of a request body. FastAPI writes none, as it does not read the body: `load` does."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
 
 

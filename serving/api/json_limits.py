@@ -34,7 +34,7 @@ def check_structure(body: bytes | bytearray) -> None:
         return
     containers = commas = inside = start = level = 0
     while start < len(body):
-        end = _end_of_chunk(body, start)
+        end = end_of_chunk(body, start)
         # Two spaces in place of an escape keep an escaped quote from counting as one.
         chunk = body[start:end].replace(b"\\\\", b"  ").replace(b'\\"', b"  ")
         data = np.frombuffer(chunk, np.uint8)
@@ -80,7 +80,7 @@ def _bound(body: bytes | bytearray) -> tuple[int, int]:
     return body.count(b"[") + body.count(b"{"), body.count(b",")
 
 
-def _end_of_chunk(body: bytes | bytearray, start: int) -> int:
+def end_of_chunk(body: bytes | bytearray, start: int) -> int:
     """The end of the chunk that begins at `start`; never between a backslash and what it escapes."""
     chunk = body[start : start + _CHUNK]
     backslashes = len(chunk) - len(chunk.rstrip(b"\\"))

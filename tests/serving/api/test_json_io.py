@@ -2,13 +2,15 @@
 
 import json
 import random
+import time
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.api import json_io, json_limits
+from serving.api import json_io, json_limits, lone_surrogates
 from serving.api.rerank_request import RerankRequest
 from serving.errors import BodyTooLargeError, RequestError
 from serving.settings import Settings
@@ -65,8 +67,32 @@ def test_lone_surrogates_are_replaced_as_python_would(parts: list[str], chunk: i
     lone = json.loads(body)["query"]
     expected = lone.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_io, "_CHUNK", chunk)
+        patch.setattr(json_limits, "_CHUNK", chunk)
         assert json_io.load(body.encode())["query"] == expected
+
+
+faults = st.sampled_from([", x: 1}", ', "\\u12zz": 1}', ', "a": 1', ', "\\q": 1}'])
+
+
+@given(parts=st.lists(pieces, max_size=12), fault=faults)
+def test_a_fault_is_told_at_its_place_in_the_body_as_it_was_sent(parts: list[str], fault: str) -> None:
+    sound = "".join(part for part in parts if not part.lower().startswith("\\ud"))
+    for lone in ("", "\\ud800"):
+        with pytest.raises(RequestError, match="not valid JSON") as refused:
+            json_io.load(f'{{"query": "{sound}{lone}"{fault}'.encode())
+        same_length = "-" * len(lone)
+        with pytest.raises(orjson.JSONDecodeError) as expected:
+            orjson.loads(f'{{"query": "{sound}{same_length}"{fault}')
+        assert str(expected.value) in str(refused.value)
+
+
+@pytest.mark.parametrize("filler", ["a", "z", "\\\\", "\\ud83d\\ude00", "\\udc00"])
+def test_a_large_body_with_a_lone_surrogate_lets_other_threads_run(filler: str) -> None:
+    """The body of hex digits once kept the interpreter's lock until its end."""
+    body = ('["\\ud800' + filler * (2**22 // len(filler)) + '"]').encode()
+    began = time.thread_time()
+    assert len(lone_surrogates.replaced(body)) == len(body)
+    assert time.thread_time() - began < 0.8
 
 
 def test_depth_is_refused_before_parsing_and_after() -> None:

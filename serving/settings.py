@@ -43,6 +43,8 @@ SECONDS = (
 """Times that must be above 0."""
 HASH = re.compile("[0-9a-fA-F]{64}")
 """The form of an API key's SHA-256 hash."""
+HOST_NAME = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*", re.ASCII)
+"""The form of a name in `allowed_hosts`; a Host header is compared without its port."""
 ROOT_PATH = re.compile(r"(/[\w.~-]+)+", re.ASCII)
 """The form of a path that a proxy puts before all others."""
 
@@ -163,6 +165,7 @@ class Settings:
         _check_numbers(self)
         _check_root_path(self.root_path)
         _check_shards(self.shards)
+        _check_host_names(self.allowed_hosts)
         for name in ("api_keys", "admin_keys"):
             _check_hashes(name, getattr(self, name))
 
@@ -213,6 +216,15 @@ def _check_shards(addresses: tuple[str, ...]) -> None:
             raise ConfigError(f"shards has {address!r}; write addresses such as http://10.0.0.7:8080")
     if len(set(addresses)) < len(addresses):
         raise ConfigError("shards names an address twice; each shard is asked once")
+
+
+def _check_host_names(names: tuple[str, ...]) -> None:
+    for name in names:
+        if not HOST_NAME.fullmatch(name):
+            raise ConfigError(
+                f"allowed_hosts has {name!r}, which no client can call by; write names such as search.example.com or "
+                "*.example.com, without http://, port or path, and other letters as browsers send them (xn--…)"
+            )
 
 
 def _check_hashes(name: str, keys: tuple[str, ...]) -> None:

@@ -49,6 +49,19 @@ def test_addresses_of_shards_may_end_with_a_slash_and_stand_there_once() -> None
         Settings(shards=("a:8080",))
 
 
+NAMES = ("*", "*.inner.example", "Search.Example.com", "localhost", "xn--bcher-kva.example", "a_b.example", "10.0.0.7")
+NO_NAMES = ("search.example.com:8080", "http://search.example.com", "search.example.com.", "*.", "*example.com", "a b")
+
+
+@pytest.mark.parametrize("name", [*NAMES, *NO_NAMES, "search.example.com/path", "bücher.example", "a.*.example", ""])
+def test_a_host_name_that_no_request_can_have_is_refused(name: str) -> None:
+    if name in NAMES:
+        assert from_environment({"RELEVANCE_ALLOWED_HOSTS": name}).allowed_hosts == (name,)
+        return
+    with pytest.raises(ConfigError, match=r"allowed_hosts has .*, which no client can call by; write names such as"):
+        Settings(allowed_hosts=("search.example.com", name))
+
+
 def test_the_password_of_a_redis_is_not_printed() -> None:
     settings = from_environment({"RELEVANCE_REDIS_URL": "redis://me:secret@cache:6379/0"})
     assert settings.redis_url.startswith("redis://me:secret@")

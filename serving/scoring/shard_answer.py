@@ -1,12 +1,14 @@
 """The answer of a shard to POST /candidates, and the checks that it passes before the asking service uses it."""
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from index.shards import shard_of
+
+Value = TypeVar("Value", int, str)
 
 
 class StrictModel(BaseModel):
@@ -92,17 +94,15 @@ class CandidatesAnswer(StrictModel):
         rows = {item.row for item in self.documents}
         if absent := [row for row, _ in (*self.lexical, *self.semantic) if row not in rows]:
             return f"lists row {absent[0]} without its document"
-        doc_ids = {item.doc_id for item in self.documents}
-        if min(len(rows), len(doc_ids)) < len(self.documents):
-            return f"gives {self._repeated()!r} as two documents"
+        for hits in (self.lexical, self.semantic):
+            if repeated := _repeated(row for row, _ in hits):
+                return f"lists row {repeated[0]} twice"
+        if repeated := _repeated(item.row for item in self.documents):
+            return f"gives row {repeated[0]} as two documents"
+        if repeated_ids := _repeated(item.doc_id for item in self.documents):
+            return f"gives {repeated_ids[0][:100]!r} as two documents"
         problems = (self._problem(item, shards, with_vector, features) for item in self.documents)
         return next(filter(None, problems), "")
-
-    def _repeated(self) -> int | str:
-        """The first row that several documents share, else the first such document id."""
-        rows = Counter[int | str](item.row for item in self.documents)
-        doc_ids = Counter[int | str](item.doc_id for item in self.documents)
-        return next(value for counts in (rows, doc_ids) for value, count in counts.items() if count > 1)
 
     def _problem(self, document: ShardCandidate, shards: int, with_vector: bool, features: Sequence[str]) -> str:
         shown = f"document {document.doc_id[:100]!r}"
@@ -112,3 +112,8 @@ class CandidatesAnswer(StrictModel):
             return f"gives no cosine of {shown}"
         lacking = [name for name in features if name not in document.features]
         return f"gives no {lacking[0]} of {shown}" if lacking else ""
+
+
+def _repeated(values: Iterable[Value]) -> list[Value]:
+    """The values that stand more than once, each named once, in their first order."""
+    return [value for value, count in Counter(values).items() if count > 1]

@@ -172,7 +172,19 @@ FAULTS: dict[str, tuple[Content, str]] = {
     "a row without its document": (changed(lambda answer: answer["documents"].clear()), "without its document"),
     "a document twice": (
         changed(lambda answer: answer["documents"].append(answer["documents"][0])),
-        "as two documents",
+        r"gives row \d+ as two documents",
+    ),
+    "an id of two rows": (
+        changed(lambda answer: answer["documents"].append({**answer["documents"][0], "row": 999})),
+        r"gives '.*' as two documents",
+    ),
+    "a row twice in the lexical list": (
+        changed(lambda answer: answer["lexical"].append(answer["lexical"][0])),
+        r"lists row \d+ twice",
+    ),
+    "a row twice in the semantic list": (
+        changed(lambda answer: answer["semantic"].append(answer["semantic"][0])),
+        r"lists row \d+ twice",
     ),
     "a document of another shard": (
         changed(document_of_another_shard),

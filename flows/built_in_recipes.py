@@ -28,10 +28,9 @@ def recipe_path(name: str) -> Path:
         ConfigError: the name is that of data; the message says how to make a recipe for it.
         MissingError: there is neither; the message names the built-in recipe that is most alike, or all of them.
     """
-    path = Path(name)
-    built_in = RECIPES / f"{name}.toml"
-    if path.suffix != ".toml" and built_in.is_file():
-        return built_in
+    path, known = Path(name), recipe_names()
+    if name in known:
+        return RECIPES / f"{name}.toml"
     if "://" in name or path.is_dir() or (path.is_file() and path.suffix.lower() in DATA_SUFFIXES):
         shown = hide_passwords(name)
         init, retrain = typed(f"init {shlex.quote(shown)}"), typed(f"retrain {UNNAMED}")
@@ -39,7 +38,6 @@ def recipe_path(name: str) -> Path:
             f"{shown}: is data, not a recipe; `{init}` writes a recipe for it, and then `{retrain}` trains"
         )
     if not path.is_file():
-        known = recipe_names()
         near = difflib.get_close_matches(path.stem, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"built in are: {', '.join(known)}"
         raise MissingError(f"{name}: no such recipe file; {hint}")

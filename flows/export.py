@@ -40,7 +40,8 @@ def export(
         overrides: values of the export section, such as `export.min_kendall_tau=0.98`.
 
     Raises:
-        MissingError: no such release, or the workspace no longer holds a model, or the data it is judged on.
+        MissingError: no such release, or the workspace no longer holds a model, or the data it is judged on; or the
+            model is ready-made and has no such data.
         ConfigError: an override that is not the export's; a precision that is not known.
         WrongKindError: `model` is the folder of another kind of artifact.
         ArtifactError: ONNX gives other scores than PyTorch.
@@ -51,7 +52,8 @@ def export(
     from pipeline.export import bundle  # It imports torch, which what is missing need not wait for.
 
     if opened:
-        old = [release_parts.part(opened, name) for name in ("ranker", "encoder")]
+        names = [name for name in release_parts.MODELS if release_parts.has_part(opened, name)]
+        old = [release_parts.part(opened, name) for name in names]
         wanted = [(_input(workspace, exported, "model"), exported) for exported in old]
     else:
         assert trained is not None
@@ -96,6 +98,12 @@ def _export_one(workspace: Path, config: ExportConfig, model: Artifact, judged_w
 
 def _input(workspace: Path, artifact: Artifact, name: str) -> Artifact:
     """The artifact that is an input of another one."""
+    if name not in artifact.manifest.inputs:
+        raise MissingError(
+            f"{artifact.path}: was made from a ready-made model, without the {name} by which a precision is judged; "
+            "give --precision, and --judgments where there are any, to the `relevance quickstart` or `relevance serve` "
+            "that opens the model"
+        )
     source = artifacts.input_of(workspace, artifact, name)
     if source is None:
         retrain = typed("retrain RECIPE", workspace)

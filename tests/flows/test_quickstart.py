@@ -19,7 +19,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from flows import gc, judging, publishing, quickstart, ready_made, reindex, report, retrain
+from flows import export, gc, judging, publishing, quickstart, ready_made, reindex, report, retrain
 from flows import releases as listing
 from flows.ready_made import ReadyMadeModels
 from pipeline import recipe as recipes
@@ -295,6 +295,13 @@ def test_the_release_is_one_like_any_other(quick: Path, tiny_world: Path, folder
     assert registry.open().fingerprint == first
     gc.gc(quick, keep=1, act=True)
     assert "knife" in Searcher(registry.open().path).search("knife", top_n=1).lexical[0].title
+
+
+def test_an_export_of_ready_made_models_names_the_way_to_another_precision(quick: Path) -> None:
+    (model,) = (quick / "artifacts" / "encoder").glob("*/manifest.json")
+    for given in ({}, {"model": model.parent}):
+        with pytest.raises(MissingError, match=r"from a ready-made model, without the data .*; give --precision"):
+            export.export(quick, **given)
 
 
 def test_the_page_offers_titles_or_what_a_reindex_names_and_later_reindexes_keep(quick: Path, tiny_world: Path) -> None:

@@ -15,6 +15,7 @@ from pipeline import schema
 from pipeline.artifacts import Artifact
 from pipeline.config import DataConfig, Recipe
 from pipeline.releases import Releases
+from pipeline.temporary import temporary_file
 
 DOCUMENTS = Path("demo") / "documents.parquet"
 """The whole documents, in the workspace."""
@@ -146,7 +147,9 @@ def write_whole_documents(documents: Artifact, path: Path, config: DataConfig | 
     if config is not None and {source.format for source in config.sources} == {python_docs.NAME}:
         table = python_docs.read_documents()
     path.parent.mkdir(parents=True, exist_ok=True)
-    schema.write(python_docs.with_summaries(table), path, "documents")
+    with temporary_file(path) as temporary:
+        schema.write(python_docs.with_summaries(table), temporary, "documents")
+        temporary.rename(path)
     return True
 
 

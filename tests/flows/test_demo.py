@@ -1,5 +1,6 @@
 """The demo beside its retraining: whole documents to search, and plain questions to them."""
 
+import errno
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,10 +67,29 @@ def test_documents_that_the_training_left_out_are_served_too(
     python_api = config.DataConfig(sources=(config.SourceConfig(path=".", format=python_docs.NAME),))
     tables = config.DataConfig(sources=(config.SourceConfig(path="tiny"),))
     for data, more in ((python_api, ["left.out"]), (tables, []), (None, [])):
-        assert demo.write_whole_documents(documents, tmp_path / "whole.parquet", data)  # type: ignore[arg-type]
-        served = pq.read_table(tmp_path / "whole.parquet")
+        assert demo.write_whole_documents(documents, tmp_path / "file.parquet", data)  # type: ignore[arg-type]
+        served = pq.read_table(tmp_path / "file.parquet")
         assert served["doc_id"].to_pylist() == [*trained["doc_id"].to_pylist(), *more]
         assert all(text.startswith("Finds ") for text in served["text"].to_pylist())
+
+
+def test_a_full_disk_leaves_the_documents_of_before(
+    copied: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = with_summaries(copied, tmp_path)
+    file = tmp_path / "demo" / "documents.parquet"
+    demo.write_whole_documents(documents, file, None)  # type: ignore[arg-type]
+    before = file.read_bytes()
+
+    def half(table: pa.Table, path: Path, **_: object) -> None:
+        path.write_bytes(before[: len(before) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pq, "write_table", half)
+    with pytest.raises(OSError, match="No space left"):
+        demo.write_whole_documents(documents, file, None)  # type: ignore[arg-type]
+    assert file.read_bytes() == before
+    assert list(file.parent.iterdir()) == [file]
 
 
 def test_documents_without_summaries_apart_are_served_as_they_are(copied: Trained) -> None:

@@ -1,5 +1,6 @@
 """Options that several commands share, and how a command prints."""
 
+import contextlib
 import difflib
 import sys
 from pathlib import Path
@@ -101,9 +102,11 @@ def existing(workspace: Path) -> Path:
     from pipeline.releases import first_release
 
     beside = workspace.parent if workspace.parent.is_dir() else Path()
-    known = [
-        path.name for path in beside.iterdir() if any((path / part).is_dir() for part in ("releases", "artifacts"))
-    ]
+    known = []
+    with contextlib.suppress(OSError):  # A folder that cannot be listed gives no hint, and is not what is wrong.
+        for path in beside.iterdir():
+            if any((path / part).is_dir() for part in ("releases", "artifacts")):
+                known.append(path.name)
     near = difflib.get_close_matches(workspace.name, known, n=1)
     hint = f"did you mean {beside / near[0]}?" if near else first_release(workspace)
     raise MissingError(f"{workspace}: there is no such workspace; {hint}")

@@ -1,9 +1,8 @@
-"""Whether a request can be answered in its time at all; told at once, with the seconds after which to ask again.
+"""Admission of requests: one that cannot be answered before its deadline is refused at once, with a time to ask again.
 
-What waits before it, and what it brings itself, are divided by the paces that the runners were measured at. What is due
-later waits behind it, so who allows a long time does not shut out who needs a short one; it is what is late when both
-ask for more than there is. Texts that are cached bring nothing, so a request which is known already is answered however
-long the queue is.
+The estimate is the work that waits before the request, and its own, divided by the measured throughput of the runners.
+Work that is due later waits behind it, so a request with a long deadline does not shut out one with a short deadline.
+Cached texts are no work, so a request whose texts are all cached is answered however long the queue is.
 """
 
 import math
@@ -17,22 +16,23 @@ from serving.runtime.scheduler import Scheduler
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """The conditions on which a request is worked for: its deadline, its class, and what may be remembered."""
+    """The deadline of a request, its class, and whether caches serve it."""
 
     deadline: Deadline
     priority: Priority = Priority.ONLINE
     remember: bool = True
-    """False: nothing that is remembered is read for it, and nothing of it is kept."""
+    """False: no cached result is read for it, and none of its results is cached."""
 
 
 def admit(scheduler: Scheduler, pace: Throughput, tokens: float, options: RequestOptions) -> None:
     """Admits work if a model can read this many further tokens before the deadline.
 
-    Work that takes longer than its time even alone is taken when nothing at all waits: it will not be answered, but
-    what it computed is kept, so asking again goes on from there. The batch class waits as long as it takes.
+    Work that takes longer than its time even alone is admitted when nothing waits. It is not answered in time, but its
+    results are cached, so the same request goes on from there when it comes again. Work of the batch class and probes
+    are always admitted.
 
     Raises:
-        BusyError: they cannot.
+        BusyError: the model cannot read them in time.
     """
     if options.priority is not Priority.ONLINE:
         return

@@ -18,6 +18,8 @@ SUFFIXES = (".csv", ".tsv", ".tab", *JSON_LINES, ".parquet")
 """File name endings of tables, all in lower case."""
 FIRST_LINES = 1000
 """Number of JSON lines whose keys are the columns of their table; a later key may still be mapped."""
+NEAR = 0.75
+"""Similarity by `difflib`, from 0 to 1, from which one name may be a misspelling of another."""
 DELIMITERS = (",", "\t", ";", "|")
 """Separators of columns that a text file is tried with."""
 ROLES = ("query_id", "query", "doc_id", "title", "text", "grade", "split", "source")
@@ -119,7 +121,7 @@ def roles(keys: Collection[str]) -> tuple[str, ...]:
 def role_meant(key: str, known: Collection[str]) -> str:
     """The role, one of those known, that a key looks like a misspelling or another name of; empty for any other key."""
     usual = [role for role, names in SYNONYMS.items() if key in names]
-    return next(iter(usual or difflib.get_close_matches(key, known, 1, 0.75)), "")
+    return usual[0] if usual else _nearest(key, known)
 
 
 def files_of(path: Path) -> list[Path]:
@@ -191,8 +193,23 @@ def _match(role: str, names: Sequence[str]) -> str | None:
     if known or role in (*impressions.ROLES, *document_lists.ROLES):
         return known
     taken = {name for spellings in _SPELLINGS.values() for name in spellings}
-    near = difflib.get_close_matches(_spelling(role), [name for name in names if name not in taken], 1, 0.75)
-    return near[0] if near else None
+    return _nearest(_spelling(role), [name for name in names if name not in taken]) or None
+
+
+def _nearest(name: str, names: Collection[str]) -> str:
+    """The one of these names that is most likely another spelling of this one; empty where none is.
+
+    Of two names that end in "id", what stands before it decides: user_id is no query_id, though most letters agree.
+    """
+    near = difflib.get_close_matches(name, names, max(len(names), 1), NEAR)
+    return next((other for other in near if _alike_before_id(name, other)), "")
+
+
+def _alike_before_id(first: str, second: str) -> bool:
+    if not (first.endswith("id") and second.endswith("id")):
+        return True
+    begins = [name.removesuffix("id").rstrip("_") for name in (first, second)]
+    return bool(difflib.get_close_matches(begins[0], begins[1:], 1, NEAR))
 
 
 def samples_of(file: Path, wanted: Sequence[str] = ()) -> dict[str, str]:

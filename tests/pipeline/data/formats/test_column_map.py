@@ -7,7 +7,7 @@ import pytest
 from pipeline.config import SourceConfig
 from pipeline.data import sources
 from pipeline.data.formats.column_advice import judged_or_described
-from pipeline.data.formats.column_map import suggest
+from pipeline.data.formats.column_map import ROLES, role_meant, suggest
 
 TABLES: dict[str, tuple[str, str]] = {
     "BEIR, corpus": ("_id,title,text,metadata", "title=title text=text doc_id=_id"),
@@ -125,6 +125,26 @@ def test_a_number_of_judgments_gives_way_to_the_id_of_their_documents(names: str
 @pytest.mark.parametrize("names", ["query_id,doc_id,grade", "queryid,docid,rel"])
 def test_a_column_of_ids_is_not_the_query(names: str) -> None:
     assert sorted(suggest(names.split(","))) == ["doc_id", "grade", "query_id"]
+
+
+OTHER_IDS = (
+    *("user_id", "UserID", "userid", "store_id", "vendor_id", "brand_id", "category_id", "shop_id", "customer_id"),
+    *("account_id", "visitor_id", "rater_id", "judge_id", "annotator_id", "order_id", "group_id", "row_id", "task_id"),
+    *("loc_id", "dog_id", "location_id"),
+)
+
+
+@pytest.mark.parametrize("name", OTHER_IDS)
+def test_an_id_of_something_else_is_neither_that_of_queries_nor_of_documents(name: str) -> None:
+    """Judgments of a user were once those of one query."""
+    expected = {"query": "query", "title": "title", "grade": "grade"}
+    assert suggest(["query", name, "title", "grade"]) == expected
+    assert role_meant(name, ROLES) == ""
+
+
+@pytest.mark.parametrize("name", ["quer_id", "qurey_id", "QueryIds", "query__id", "Query-ID"])
+def test_a_misspelt_id_of_queries_is_taken_for_one(name: str) -> None:
+    assert suggest(["query", name, "title", "grade"])["query_id"] == name
 
 
 def test_the_first_of_two_columns_of_one_meaning_is_taken() -> None:

@@ -143,6 +143,9 @@ def test_the_page_shows_three_lists_in_a_browser(server: Server, tmp_path: Path)
     assert "sort a list" in page
     assert 'value="' not in page or "a list that fails" in page
     assert '<div class="notice" id="notice" role="alert" hidden="">' in page
+    (worth,) = page.split('id="worth">')[1].split("</p>")[0].splitlines()
+    assert worth.startswith("/rerank: ")
+    assert worth.endswith(" judged queries")
 
 
 @pytest.mark.chromium

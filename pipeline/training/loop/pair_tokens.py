@@ -189,8 +189,10 @@ def read_texts(data: Artifact, pairs: Artifact, split: str = "") -> PairTexts:
 
 def _numbered(table: pa.Table, column: str) -> tuple[list[str], Ints]:
     """The distinct ids of a column, ascending, and the number of each row's id among them."""
-    names, numbers = np.unique(np.array(table.column(column).to_pylist(), dtype=np.str_), return_inverse=True)
-    return names.tolist(), numbers.astype(np.int64)
+    values = table.column(column)
+    names = sorted(values.unique().to_pylist())  # An array of NumPy's would hold each id as wide as the longest.
+    numbers = pc.index_in(values, value_set=pa.array(names, values.type))
+    return names, numbers.to_numpy().astype(np.int64)
 
 
 def _texts(paths: Sequence[Path], key: str, columns: Sequence[str], wanted: Sequence[str]) -> list[tuple[str, ...]]:

@@ -99,6 +99,8 @@ JUDGED = frozenset({"grade", "clicked", "positive"})
 DESCRIBED_OR_JUDGED = JUDGED | {"title", "text"}
 """Keys of a map of which one shows that a table's rows are documents, or say something of documents."""
 
+_ID = re.compile(r"(.*?)_*ids?")
+"""A name that ends in id, and what stands before it."""
 _BARE_IDS = frozenset(("id", "编号", "編號"))
 _LANGUAGES = """
     ar bg bn ca cs cz da de el en es et eu fa fi fr ga gl he hi hu hy it ja ko lt lv nl pl pt ro ru sr sv th tr uk ur
@@ -199,17 +201,17 @@ def _match(role: str, names: Sequence[str]) -> str | None:
 def _nearest(name: str, names: Collection[str]) -> str:
     """The one of these names that is most likely another spelling of this one; empty where none is.
 
-    Of two names that end in "id", what stands before it decides: user_id is no query_id, though most letters agree.
+    A name that ends in "id" is none of one that does not: title_id is no title. Of two that do, what stands before it
+    decides: user_id is no query_id, though most letters agree.
     """
     near = difflib.get_close_matches(name, names, max(len(names), 1), NEAR)
-    return next((other for other in near if _alike_before_id(name, other)), "")
+    return next((other for other in near if _agree_on_ids(name, other)), "")
 
 
-def _alike_before_id(first: str, second: str) -> bool:
-    if not (first.endswith("id") and second.endswith("id")):
-        return True
-    begins = [name.removesuffix("id").rstrip("_") for name in (first, second)]
-    return bool(difflib.get_close_matches(begins[0], begins[1:], 1, NEAR))
+def _agree_on_ids(first: str, second: str) -> bool:
+    ids = [_ID.fullmatch(name) for name in (first, second)]
+    begins = [match[1] for match in ids if match]
+    return not begins or (len(begins) == 2 and bool(difflib.get_close_matches(begins[0], begins[1:], 1, NEAR)))
 
 
 def samples_of(file: Path, wanted: Sequence[str] = ()) -> dict[str, str]:

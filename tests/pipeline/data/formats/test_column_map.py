@@ -142,6 +142,14 @@ def test_an_id_of_something_else_is_neither_that_of_queries_nor_of_documents(nam
     assert role_meant(name, ROLES) == ""
 
 
+@pytest.mark.parametrize("name", ["title_id", "text_id", "TitleID", "grade_id", "split_id", "titleid", "text_ids"])
+def test_an_id_is_neither_a_text_nor_a_grade(name: str) -> None:
+    """A movie's title_id was once its title, and the text_id of a passage its text."""
+    assert name not in suggest(["query", name, "price", "url"]).values()
+    assert suggest(["query", name, "body", "relevance"]) == {"query": "query", "text": "body", "grade": "relevance"}
+    assert role_meant(name, ROLES) == ""
+
+
 @pytest.mark.parametrize("name", ["quer_id", "qurey_id", "QueryIds", "query__id", "Query-ID"])
 def test_a_misspelt_id_of_queries_is_taken_for_one(name: str) -> None:
     assert suggest(["query", name, "title", "grade"])["query_id"] == name

@@ -176,7 +176,11 @@ def _scale_ratings(written: Sequence[dict[str, Any]], grades: "pd.Series[int]") 
         grades: the grades of all judgments.
     """
     lowest, highest = int(grades.min()), int(grades.max())
-    graded = [source for source in written if "grade" in source.get("columns", {}) and "grade_scale" not in source]
+    graded = [
+        source
+        for source in written
+        if "grade" in source.get("columns", {}) and not {"grade_scale", "labels"} & source.keys()
+    ]
     if len(graded) == 1 and graded[0]["columns"]["grade"].casefold() in RATINGS and 0 < lowest < highest:
         graded[0]["grade_scale"] = [lowest, highest, highest - lowest]
         return lowest

@@ -71,7 +71,8 @@ def find(config: SourceConfig, root: Path) -> ReadSource:
     """The source that a recipe names, not yet read. Files are hashed; a database is read, the only way to hash it.
 
     Raises:
-        ConfigError: the format is unknown, a number in `grades` is no grade, or there are labels without a column map.
+        ConfigError: the format is unknown, a number in `grades` is no grade, there are labels without a column map, or
+            a `grade_scale` that nothing would be read by.
         MissingError: the path does not exist, or holds no file of a known format.
         SchemaError: see `read`.
     """
@@ -82,6 +83,13 @@ def find(config: SourceConfig, root: Path) -> ReadSource:
         raise ConfigError(
             f"{config.path}: labels belong to a table whose columns are mapped; map that of grades too, with "
             "--columns …,grade=COLUMN on the command line or columns in the recipe's source"
+        )
+    if config.grade_scale and config.labels:
+        raise ConfigError(f"{config.path}: labels give the grades themselves; take grade_scale out of the source")
+    if config.grade_scale and not {"grade", "clicked"} & set(config.columns):
+        raise ConfigError(
+            f"{config.path}: grade_scale belongs to a table whose columns map grade or clicked; map one of them, or "
+            "take grade_scale out of the source"
         )
     form, source = registry.find(config, root)
     name = config.name or source.name

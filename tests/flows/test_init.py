@@ -163,6 +163,26 @@ def test_one_star_is_irrelevant(tmp_path: Path) -> None:
     assert recipe.candidates.pool == "judged"
 
 
+def test_the_grades_of_labels_stay_as_they_were_given(tmp_path: Path) -> None:
+    """A column called rating once got a scale beside its labels, by which nothing was read."""
+    table = _rated(tmp_path / "ratings.csv", ("bad", "good"), head="query,title,rating")
+    _, text = init.write(str(table), tmp_path / "own.toml", labels={"bad": 1, "good": 3})
+    assert "grade_scale" not in text
+    (source,) = recipes.load(tmp_path / "own.toml", []).data.sources
+    assert set(readers.read(source, tmp_path).judgments["grade"].to_pylist()) == {1, 3}
+    with pytest.raises(ConfigError, match="labels give the grades themselves; take grade_scale out"):
+        readers.read(replace(source, grade_scale=(1, 3, 2)), tmp_path)
+
+
+def test_a_scale_that_no_column_is_read_by_is_refused(tmp_path: Path) -> None:
+    write_tiny_world(tmp_path / "tiny")
+    with pytest.raises(ConfigError, match="tiny: grade_scale belongs to a table whose columns map grade or clicked"):
+        readers.read(SourceConfig(path=str(tmp_path / "tiny"), grade_scale=(0, 4, 2)), Path())
+    table = _rated(tmp_path / "ratings.csv", ("0", "4"))
+    with pytest.raises(ConfigError, match="grade_scale belongs to a table"):
+        readers.read(SourceConfig(path=str(table), columns={"title": "title"}, grade_scale=(0, 4, 2)), Path())
+
+
 @pytest.mark.parametrize("name", ["grade", "stars"])
 @pytest.mark.parametrize(("grades", "scale"), [(("1.33", "2.67", "3"), (1, 3, 6)), (("1.7", "2", "4.5"), (1, 5, 10))])
 def test_a_recipe_states_the_scale_that_was_chosen_for_fractional_grades(

@@ -219,7 +219,8 @@ def _usable(read: "Source", configs: "Sequence[SourceConfig]", typed: "SourceCon
         raise SchemaError(f"{shown}: {read.advice}")
     usable = validation.sift(read)
     wrong = [finding for finding in usable.findings if finding.fault.reason != EMPTY_GRADE]
-    if len(wrong) > MOST_UNUSABLE * (read.judgments.num_rows + read.documents.num_rows + read.queries.num_rows):
+    rows = read.judgments.num_rows + read.documents.num_rows + read.queries.num_rows
+    if len(wrong) > MOST_UNUSABLE * rows or not usable.judgments.num_rows:
         validation.refuse(usable.findings, shown, validation.mend_first(typed))
     return usable
 

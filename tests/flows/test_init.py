@@ -183,6 +183,14 @@ def test_a_scale_that_no_column_is_read_by_is_refused(tmp_path: Path) -> None:
         readers.read(SourceConfig(path=str(table), columns={"title": "title"}, grade_scale=(0, 4, 2)), Path())
 
 
+def test_judgments_none_of_which_can_be_used_are_refused_however_few_they_are(tmp_path: Path) -> None:
+    write_tiny_world(tmp_path / "tiny")
+    judgments = pd.read_parquet(tmp_path / "tiny" / "judgments.parquet").head(3)
+    judgments.assign(doc_id="of another shop").to_parquet(tmp_path / "tiny" / "judgments.parquet", index=False)
+    with pytest.raises(SchemaError, match="3 rows cannot be used"):
+        init.write(str(tmp_path / "tiny"), tmp_path / "own.toml")
+
+
 @pytest.mark.parametrize("name", ["grade", "stars"])
 @pytest.mark.parametrize(("grades", "scale"), [(("1.33", "2.67", "3"), (1, 3, 6)), (("1.7", "2", "4.5"), (1, 5, 10))])
 def test_a_recipe_states_the_scale_that_was_chosen_for_fractional_grades(

@@ -226,12 +226,14 @@ def _in_use(folder: Path, names: Sequence[str] = _STORES) -> bool:
     """Whether a process serves this release, or reads this document store: an open store holds a shared lock."""
     for name in names:
         try:
-            with open(folder / name, "rb", opener=regular_files.opener) as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+            file = open(folder / name, "rb", opener=regular_files.opener)  # noqa: SIM115
         except OSError:
             continue
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return True  # Locked, or on a file system that cannot tell, such as NFS for a file opened to be read.
     return False
 
 

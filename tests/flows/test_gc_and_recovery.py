@@ -1,5 +1,6 @@
 """Damage, recovery and removal on the tiny world: each command does what its message promises."""
 
+import errno
 import json
 import os
 import random
@@ -289,6 +290,22 @@ def test_gc_leaves_a_release_that_a_service_opened_since_it_looked(
     monkeypatch.undo()
     removed = gc.gc(copied.workspace, keep=0, act=True)
     assert first in {Path(item["path"]).name for item in removed["items"]}
+
+
+@pytest.mark.parametrize("reason", [errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_gc_takes_a_release_for_one_in_use_where_the_file_system_cannot_tell(
+    reason: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On NFS an exclusive lock needs a file that is open for writing."""
+    (tmp_path / artifacts.MANIFEST).write_text("{}", encoding="utf-8")
+    assert not gc._in_use(tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert gc._in_use(tmp_path)
+    assert not gc._in_use(tmp_path / "absent")
 
 
 def test_a_password_of_a_database_is_written_nowhere(copied: Trained, tmp_path: Path) -> None:

@@ -93,8 +93,9 @@ def pull(workspace: Path, address: str, release: str = "live", *, promote: bool 
 
 def _fetch(source: "_Storage", fingerprint: str, final: Path) -> int:
     """Copies a release into the folder `final`, created atomically; returns the number of bytes copied."""
-    text = source.read(f"releases/{fingerprint}/manifest.json").decode()
+    content = source.read(f"releases/{fingerprint}/manifest.json")
     try:
+        text = content.decode()
         manifest = Manifest.from_json(text)
         if manifest.fingerprint != fingerprint or manifest.kind != "release":
             raise ValueError(f"it is that of {manifest.kind} {manifest.fingerprint}")

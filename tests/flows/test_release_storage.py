@@ -111,6 +111,19 @@ def test_a_damaged_object_is_refused_by_name_and_a_lost_one_too(
     assert release_storage.pull(tmp_path / "there", shared)["live"]
 
 
+@pytest.mark.parametrize("content", [b"\xff{}", b"", b"[]", b"{}"])
+def test_a_damaged_manifest_is_refused_by_name(
+    content: bytes, tiny: TinyWorkspace, shared: str, tmp_path: Path
+) -> None:
+    release_storage.push(tiny.path, shared)
+    live = tiny.releases.open().fingerprint
+    system, root = storage.opened(shared)
+    system.pipe_file(f"{root}/releases/{live}/manifest.json", content)
+    with pytest.raises(ArtifactError, match=f"the manifest of {live[:12]} is damaged"):
+        release_storage.pull(tmp_path / "there", shared)
+    assert Releases(tmp_path / "there").live() is None
+
+
 def test_the_pointer_is_written_last(
     tiny: TinyWorkspace, shared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,9 @@ SAME_IMPRESSION = pd.Timedelta(minutes=30)
 MAX_SECONDS = 1e11
 """Seconds since 1970 until the year 5138: a larger number counts milliseconds or less."""
 
+DATE = r"(?:19|20)[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])"
+"""A date such as 20260131. A column of such values alone holds dates, not seconds since 1970."""
+
 MAX_POSITION = 1_000_000
 """A larger number is no rank in a list that a person saw."""
 
@@ -108,6 +111,8 @@ class ClickLog:
         """Instants from dates and times as ISO 8601 writes them, or from seconds since 1970, milliseconds and so on."""
         values: pd.Series = self.rows["time"].to_pandas()
         seconds = pd.to_numeric(values, errors="coerce").astype(float)
+        if values.str.fullmatch(DATE).all():
+            seconds[:] = np.nan
         for _ in range(3):  # Milli-, micro- and nanoseconds.
             seconds = seconds.where(seconds.abs() < MAX_SECONDS, seconds / 1000)
         written = pd.to_datetime(values.where(seconds.isna()), errors="coerce", utc=True, format="ISO8601")

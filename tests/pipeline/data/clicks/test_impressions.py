@@ -5,11 +5,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from pipeline.config import SourceConfig
 from pipeline.data import sources
+from pipeline.data.clicks.impressions import ClickLog
 from pipeline.errors import ConfigError, SchemaError
+from pipeline.schema import row_names
 from tests.pipeline.data.clicks.simulated_log import COLUMNS, graded, read, simulate
 
 
@@ -45,6 +48,19 @@ def test_rows_of_one_impression_are_joined_by_session_and_time(tmp_path: Path) -
         assert stats(seconds.assign(t=seconds["t"] * unit), columns) == once
     with pytest.raises(ConfigError, match="maps time and no session"):
         stats(both, {**COLUMNS, "time": "t"})
+
+
+def test_dates_of_eight_digits_are_no_seconds() -> None:
+    """Read as seconds since 1970, two days lie one second apart, or a minute over the end of a month."""
+
+    def impressions(times: list[str]) -> int:
+        columns = {"query_id": "q", "doc_id": "d", "position": "1", "clicked": "0", "session": "s"}
+        rows = pa.table({name: [value] * len(times) for name, value in columns.items()} | {"time": times})
+        return len(ClickLog(rows, "log.csv", row_names).impressions())
+
+    dates = ["20260130", "20260131", "20260201", "20260201"]
+    assert impressions(dates) == impressions([f"{date[:4]}-{date[4:6]}-{date[6:]}" for date in dates]) == 3
+    assert impressions(["20260130", "20260131", "20260132"]) == 1  # Not all are dates, so these are seconds.
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

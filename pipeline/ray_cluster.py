@@ -212,7 +212,8 @@ def fit(ray: Any, config: ComputeConfig, label: str) -> int:
         if node["Alive"]:
             has = {name: float(node["Resources"].get(name, 0)) for name in needs}
             largest = {name: max(largest[name], has[name]) for name in needs}
-            room += int(min(has[name] // amount for name, amount in needs.items() if amount))
+            # Not `//`: 1 // 0.2 is 4, as the nearest float to 0.2 is a little more than a fifth.
+            room += int(min(has[name] / amount + 1e-9 for name, amount in needs.items() if amount))
     if not room:
         raise ConfigError(
             f"{label}: no machine of the Ray cluster has {config.cpus_per_worker} CPUs and {config.gpus_per_worker:g} "

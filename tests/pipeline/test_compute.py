@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -293,6 +294,16 @@ def test_a_head_that_is_gone_is_told_and_the_next_run_goes_on(  # Last: it ends 
     assert resumed.metrics["resumed"] >= 8
     assert resumed.metrics["resumed"] + resumed.metrics["embedded"] == here.metrics["embedded"]
     assert content(here) == content(resumed)
+
+
+@pytest.mark.parametrize("workers", range(1, 101))
+def test_a_device_that_workers_share_is_shared_by_all_that_fit(workers: int) -> None:
+    """With whole division of floats, 1 // 0.2 is 4."""
+    resources = {"CPU": 1000.0, "GPU": 1.0}
+    ray = SimpleNamespace(nodes=lambda: [{"Alive": True, "Resources": resources}])
+    assert ray_cluster.fit(ray, ComputeConfig(engine="ray", gpus_per_worker=1 / workers), "squares") == workers
+    more = ComputeConfig(engine="ray", gpus_per_worker=1 / workers + 0.001)
+    assert workers == 1 or ray_cluster.fit(ray, more, "squares") < workers
 
 
 def run_until_refused(head: ray_cluster.HeadWatch, step: Callable[[], object]) -> None:

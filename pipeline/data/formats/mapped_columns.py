@@ -39,7 +39,7 @@ def read(file: Path, columns: Mapping[str, str]) -> pa.Table:
     rows = (
         separated_files.titled(file, wanted, delimiter=delimiter)
         if delimiter
-        else parquet_reader.read_foreign(file, wanted)
+        else parquet_reader.read_foreign(file, wanted, wanted_only=True)
     )
     known = roles(columns)
     cells = {

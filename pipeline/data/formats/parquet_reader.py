@@ -39,12 +39,13 @@ def read(file: Path, kind: str) -> pa.Table:
     return _valid_text(table, file)
 
 
-def read_foreign(file: Path, wanted: Sequence[str]) -> pa.Table:
+def read_foreign(file: Path, wanted: Sequence[str], *, wanted_only: bool = False) -> pa.Table:
     """A Parquet table that somebody else wrote, with its texts as Arrow's large strings.
 
     Args:
         file: the Parquet file.
-        wanted: names of columns, or paths to fields of structs, that it must have; the other columns are kept too.
+        wanted: names of columns, or paths to fields of structs, that it must have.
+        wanted_only: whether the other columns are left unread, as vectors among them may be large; else they are kept.
 
     Raises:
         MissingError: no such file.
@@ -59,10 +60,22 @@ def read_foreign(file: Path, wanted: Sequence[str]) -> pa.Table:
     if repeated is not None:
         raise SchemaError(f"{file}: two columns are called {repeated!r}; write the file with one of them renamed")
     with _readable_errors(file):
-        table = nested.with_fields(pq.read_table(file), wanted)
+        table = nested.with_fields(
+            pq.read_table(file, columns=_holders(wanted, names) if wanted_only else None), wanted
+        )
     if not table.num_rows:
         say_empty(file)
     return _valid_text(_without_dictionaries(table), file)
+
+
+def _holders(wanted: Sequence[str], names: Sequence[str]) -> list[str] | None:
+    """The columns of a file that hold the wanted ones, in its order; None for all of them.
+
+    Of a column whose own name has a dot, Arrow would look for a field of a struct.
+    """
+    needed = {holder for path in wanted for holder in (path, *nested.parents(path))}
+    holders = [name for name in names if name in needed]
+    return None if any("." in name for name in holders) else holders
 
 
 def column_names(file: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """Fields of nested objects are columns called by their paths, in JSON lines and in Parquet alike."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from flows import source_columns
 from flows import sources as named
 from pipeline.config import SourceConfig
 from pipeline.data import sources
-from pipeline.data.formats import nested
+from pipeline.data.formats import nested, parquet_reader
 from pipeline.data.formats.column_map import samples_of, suggest
 from pipeline.errors import SchemaError
+from tests.reads import bytes_read
 
 ROWS: Sequence[Mapping[str, Any]] = [
     {"query": "knife", "product": {"title": "a knife", "spec": {"brand": "Å"}}, "grade": 2},
@@ -130,3 +132,21 @@ def test_objects_are_opened_to_a_bound() -> None:
     for _ in range(500):
         row = {"a": row}
     assert len(nested.flat(row)) == nested.MOST_LEVELS
+
+
+@pytest.mark.parametrize("wanted", [["title"], ["of.name", "query"], ["tags.name"], ["of"], ["with.dot", "title"]])
+def test_nothing_but_the_wanted_columns_of_a_parquet_file_is_read(tmp_path: Path, wanted: list[str]) -> None:
+    columns: dict[str, Any] = {
+        "query": pa.array(["knife", "spoon"] * 50).dictionary_encode(),
+        "of": [{"name": f"maker {row}", "at": {"city": "Rom"}} for row in range(100)],
+        "tags": [[{"name": "a"}, {"name": str(row)}] for row in range(100)],
+        "title": [f"title {row}" for row in range(100)],
+    }
+    dotted = {"with.dot": ["x"] * 100} if "with.dot" in wanted else {}
+    vectors = {"vectors": [os.urandom(50_000) for _ in range(100)]}
+    file = tmp_path / "r.parquet"
+    pq.write_table(pa.table(columns | dotted | vectors), file)
+    before = bytes_read()
+    alone = parquet_reader.read_foreign(file, wanted, wanted_only=True)
+    assert dotted or bytes_read() - before < file.stat().st_size / 4
+    assert alone.select(wanted).equals(parquet_reader.read_foreign(file, wanted).select(wanted))

@@ -31,6 +31,9 @@ app.add_typer(data.app, name="data")
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C or SIGINT, which Typer turns into it."""
+SPINS = "1000"
+"""Turns that a thread of OpenMP waits for work before it sleeps. By default 300,000, in which it keeps a core from the
+thread that it waits for wherever other work runs: that took half of the speed and more (waiting_threads.py)."""
 
 
 def main() -> None:
@@ -42,6 +45,8 @@ def main() -> None:
     write_log()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     try:
         surroundings.check(sys.argv)
         with torchrun.watched():

@@ -20,7 +20,7 @@ JOIN_IN_DATABASE = (
     'query = "SELECT …"'
 )
 """The other way to read documents and judgments of one database together."""
-_IDS_SUFFICE = "`relevance report` has the texts from the release, if a column holds the documents' ids:"
+_IDS_SUFFICE = "a report has the texts from the release, if a column holds the documents' ids:"
 
 
 def without_judgments(source: "SourceConfig") -> str:

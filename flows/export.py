@@ -101,8 +101,7 @@ def _input(workspace: Path, artifact: Artifact, name: str) -> Artifact:
     if name not in artifact.manifest.inputs:
         raise MissingError(
             f"{artifact.path}: was made from a ready-made model, without the {name} by which a precision is judged; "
-            "give --precision, and --judgments where there are any, to the `relevance quickstart` or `relevance serve` "
-            "that opens the model"
+            "give --precision, and --judgments where there are any, where the model is opened, by quickstart or serve"
         )
     source = artifacts.input_of(workspace, artifact, name)
     if source is None:

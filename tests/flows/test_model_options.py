@@ -58,6 +58,6 @@ def test_values_are_read_for_the_models() -> None:
     assert (models.options.query_prompt, models.options.document_prompt) == ("query: ", "")
     assert ModelOptions().read("auto").precision == ModelOptions().read(None).precision == "fp32"
     with pytest.raises(ConfigError, match="--widths 3x: write whole numbers"):
-        ModelOptions(widths="3x").read("fp32")
+        ModelOptions(encoder="b", widths="3x").read("fp32")
     with pytest.raises(ConfigError, match="--precision int4: not one of fp32"):
         ModelOptions().read("int4")

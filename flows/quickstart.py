@@ -7,7 +7,7 @@ it. Its order is reciprocal-rank fusion of BM25, the encoder and, where one is g
 import importlib.util
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -58,14 +58,21 @@ class QuickstartResult:
 
 
 def quickstart(
-    documents: Sequence[str | SourceConfig], workspace: Path, models: ReadyMadeModels, *, force: bool = False
+    documents: Sequence[str | SourceConfig],
+    workspace: Path,
+    models: ReadyMadeModels,
+    *,
+    format: str = "auto",
+    columns: Mapping[str, str] = named.NO_COLUMNS,
+    force: bool = False,
 ) -> QuickstartResult:
     """Indexes documents with ready-made models and publishes the release; it goes live unless a trained one is.
 
     Args:
-        documents: where they are: sources, or recipes, whose sources are meant.
+        documents: folders, files, SQLAlchemy URLs, sources, or recipes, whose sources are meant.
         workspace: the folder of artifacts and releases.
         models: MiniLM is taken where no encoder is named.
+        format, columns: see `sources.of_documents`.
         force: replace the documents of a live quickstart by ones that look wrong beside them; see `flows.plausibility`.
 
     Raises:
@@ -78,7 +85,7 @@ def quickstart(
     began = time.monotonic()
     models = models if models.encoder else replace(models, encoder=_default_encoder())
     ready_made.check_present(models)
-    sources = named.of_documents(documents)
+    sources = named.of_documents(documents, format, columns)
     for source in sources:
         named.refuse_absent(source, Path())
 

@@ -19,7 +19,6 @@ NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 """A map of columns that is not given."""
 NO_LABELS: Mapping[str, int] = MappingProxyType({})
 """Grades of words that are not given."""
-MAPS_OF_RECIPE = "--columns: the sources of a recipe have maps of their own; write it there, as columns"
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ def of_documents(
         SchemaError: see `source_columns.with_columns`.
     """
     if columns and all(isinstance(item, str) and is_recipe(item) for item in documents):
-        raise ConfigError(MAPS_OF_RECIPE)
+        raise ConfigError("--columns: the sources of a recipe have maps of their own; write it there, as columns")
     chosen: list[SourceConfig] = []
     for item in documents:
         if isinstance(item, SourceConfig):

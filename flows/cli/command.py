@@ -32,8 +32,9 @@ app.add_typer(data.app, name="data")
 INTERRUPTED = 130
 """The exit code after Ctrl-C or SIGINT, which Typer turns into it."""
 SPINS = "1000"
-"""Turns that a thread of OpenMP waits for work before it sleeps. By default 300,000, in which it keeps a core from the
-thread that it waits for wherever other work runs: that took half of the speed and more (waiting_threads.py)."""
+"""Turns of the loop in which an idle thread of GNU OpenMP waits for work before it sleeps. In the default of 300,000 it
+keeps a core from the thread that it waits for, where other processes compute: that took half of the speed and more, see
+tests/benchmarks/waiting_threads.py."""
 
 
 def main() -> None:

@@ -110,17 +110,17 @@ def quickstart(
 
     from flows import quickstart as flow
     from flows import ready_made
-    from flows import sources as named
-    from pipeline.config import SourceConfig
     from pipeline.data.formats import option_text
 
-    mapped = option_text.parse_columns(columns)
-    if mapped and all(map(named.is_recipe, documents)):
-        raise ConfigError(named.MAPS_OF_RECIPE)
-    sources = [
-        path if named.is_recipe(path) else SourceConfig(path=path, format=format, columns=mapped) for path in documents
-    ]
-    result = ready_made.apart(flow.quickstart, sources, workspace, models.read(precision, indexed=True), force=force)
+    result = ready_made.apart(
+        flow.quickstart,
+        documents,
+        workspace,
+        models.read(precision, indexed=True),
+        format=format,
+        columns=option_text.parse_columns(columns),
+        force=force,
+    )
     show(asdict(result), as_json, flow.render(result, workspace))
     if no_serve and not as_json:
         from pipeline.command_line import typed

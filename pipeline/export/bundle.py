@@ -4,7 +4,7 @@ bundle.json        role, digest, templates, thresholds, inputs and output, what 
 tokenizer.json     the tokenizer, set neither to truncate nor to pad
 model.fp32.onnx    the reference, whose outputs are compared with PyTorch's
 model.fp16.onnx    half precision, for CUDA; normalisation, softmax and head stay in fp32
-model.int8.onnx    whole weights and activations, for CPUs, see `quantisation`; it runs one input at a time, because its
+model.int8.onnx    weights from −64 to 64 and 8-bit activations, for CPUs; it runs one input at a time, because its
                    activations are scaled by the largest of the whole run
 model.w8.onnx      8-bit weights in blocks: slower than int8 and nearer to fp32; other inputs of a run change no score
 golden.json        inputs with their outputs in PyTorch and in each precision, compared whenever a model is loaded

@@ -29,7 +29,7 @@ LARGEST_EMBEDDING = 127
 
 
 class RoundedLinear(nn.Linear):
-    """A linear layer that rounds its weight and its input to whole numbers."""
+    """A linear layer that rounds its weight to −64 to 64 and its input to 8 bits."""
 
     def forward(self, states: Tensor) -> Tensor:
         """(…, out) from (…, in)."""

@@ -1,7 +1,7 @@
 """The graphs written node by node against the PyTorch models they stand for."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,19 +177,33 @@ def test_a_w8_score_has_the_same_bits_in_any_batch_and_padding(name: str) -> Non
             assert session.run(None, alone)[0][0] == together[row]
 
 
+def block_product(matrix: NDArray[np.float32]) -> ort.InferenceSession:
+    """A session that gives y (rows, columns), the product of x and a matrix (inputs, columns) in 8-bit blocks."""
+    inputs, columns = matrix.shape
+    blocks, scales = quantisation.blockwise(matrix, quantisation.BLOCK)
+    sizes = {"K": inputs, "N": columns, "bits": 8, "block_size": quantisation.BLOCK, "accuracy_level": 4}
+    node = helper.make_node("MatMulNBits", ["x", "blocks", "scales"], ["y"], domain="com.microsoft", **sizes)
+    ends = [helper.make_tensor_value_info(end, onnx.TensorProto.FLOAT, None) for end in "xy"]
+    return session_of(
+        node, ends, [numpy_helper.from_array(blocks, "blocks"), numpy_helper.from_array(scales, "scales")]
+    )
+
+
+def session_of(
+    node: onnx.NodeProto, ends: Sequence[onnx.ValueInfoProto], stored: Sequence[onnx.TensorProto]
+) -> ort.InferenceSession:
+    """A session of a graph of one node with one input and one output, `ends`."""
+    opsets = [helper.make_opsetid("", graph.OPSET), helper.make_opsetid("com.microsoft", 1)]
+    written = helper.make_graph([node], "product", ends[:1], ends[1:], stored)
+    return ort.InferenceSession(helper.make_model(written, opset_imports=opsets, ir_version=8).SerializeToString())
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 16, 33])
 def test_blocks_multiply_alike_whatever_the_number_of_rows(rows: int) -> None:
     """Uses real widths, where ONNX Runtime has a kernel for few rows and one for many."""
     rng = np.random.default_rng(rows)
     matrix = rng.normal(size=(768, 96)).astype(np.float32)
-    blocks, scales = quantisation.blockwise(matrix, quantisation.BLOCK)
-    sizes = {"K": 768, "N": 96, "bits": 8, "block_size": quantisation.BLOCK, "accuracy_level": 4}
-    node = helper.make_node("MatMulNBits", ["x", "blocks", "scales"], ["y"], domain="com.microsoft", **sizes)
-    ends = [helper.make_tensor_value_info(end, onnx.TensorProto.FLOAT, None) for end in "xy"]
-    stored = [numpy_helper.from_array(blocks, "blocks"), numpy_helper.from_array(scales, "scales")]
-    opsets = [helper.make_opsetid("", graph.OPSET), helper.make_opsetid("com.microsoft", 1)]
-    written = helper.make_graph([node], "product", ends[:1], ends[1:], stored)
-    session = ort.InferenceSession(helper.make_model(written, opset_imports=opsets, ir_version=8).SerializeToString())
+    session = block_product(matrix)
     values = rng.normal(size=(64, 768)).astype(np.float32)
     all_rows = session.run(None, {"x": values})[0]
     np.testing.assert_allclose(all_rows, values @ matrix, atol=0.02 * np.abs(values @ matrix).max())
@@ -214,12 +228,10 @@ def test_whole_numbers_are_within_half_a_step(quantise: Callable[[Any], Any], ax
 def test_the_largest_products_are_exact_on_this_processor(inputs: int, sign: int) -> None:
     """Processors with AVX2 alone add two products in 16 bits."""
     weights, _ = quantisation.weight_columns(np.full((inputs, 24), sign, np.float32))
-    ends = [helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, None)]
-    sums = [helper.make_tensor_value_info("sums", onnx.TensorProto.INT32, None)]
-    node = helper.make_node("MatMulInteger", ["x", "weights"], ["sums"])
-    written = helper.make_graph([node], "product", ends, sums, [numpy_helper.from_array(weights, "weights")])
-    opsets = [helper.make_opsetid("", graph.OPSET)]
-    session = ort.InferenceSession(helper.make_model(written, opset_imports=opsets, ir_version=8).SerializeToString())
+    kinds = {"x": onnx.TensorProto.UINT8, "y": onnx.TensorProto.INT32}
+    ends = [helper.make_tensor_value_info(end, kind, None) for end, kind in kinds.items()]
+    node = helper.make_node("MatMulInteger", ["x", "weights"], ["y"])
+    session = session_of(node, ends, [numpy_helper.from_array(weights, "weights")])
     for rows in (1, 7, 64):
         [products] = session.run(None, {"x": np.full((rows, inputs), 255, np.uint8)})
         np.testing.assert_array_equal(products, 255 * sign * LARGEST_WEIGHT * inputs)
@@ -227,14 +239,7 @@ def test_the_largest_products_are_exact_on_this_processor(inputs: int, sign: int
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_largest_products_of_blocks_are_right_on_this_processor(sign: int) -> None:
-    blocks, scales = quantisation.blockwise(np.full((130, 8), sign, np.float32), quantisation.BLOCK)
-    sizes = {"K": 130, "N": 8, "bits": 8, "block_size": quantisation.BLOCK, "accuracy_level": 4}
-    node = helper.make_node("MatMulNBits", ["x", "blocks", "scales"], ["y"], domain="com.microsoft", **sizes)
-    ends = [helper.make_tensor_value_info(end, onnx.TensorProto.FLOAT, None) for end in "xy"]
-    stored = [numpy_helper.from_array(blocks, "blocks"), numpy_helper.from_array(scales, "scales")]
-    opsets = [helper.make_opsetid("", graph.OPSET), helper.make_opsetid("com.microsoft", 1)]
-    written = helper.make_graph([node], "product", ends[:1], ends[1:], stored)
-    session = ort.InferenceSession(helper.make_model(written, opset_imports=opsets, ir_version=8).SerializeToString())
+    session = block_product(np.full((130, 8), sign, np.float32))
     for rows in (1, 7, 64):
         np.testing.assert_allclose(session.run(None, {"x": np.ones((rows, 130), np.float32)})[0], sign * 130, rtol=1e-3)
 

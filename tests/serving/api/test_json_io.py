@@ -2,9 +2,9 @@
 
 import json
 import random
-import time
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 from hypothesis import given
@@ -87,12 +87,23 @@ def test_a_fault_is_told_at_its_place_in_the_body_as_it_was_sent(parts: list[str
 
 
 @pytest.mark.parametrize("filler", ["a", "z", "\\\\", "\\ud83d\\ude00", "\\udc00"])
-def test_a_large_body_with_a_lone_surrogate_lets_other_threads_run(filler: str) -> None:
-    """The body of hex digits once kept the interpreter's lock until its end."""
+def test_a_large_body_with_a_lone_surrogate_lets_other_threads_run(
+    filler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The body of hex digits once was one chunk, in which the interpreter's lock was kept until its end."""
     body = ('["\\ud800' + filler * (2**22 // len(filler)) + '"]').encode()
-    began = time.thread_time()
+    ends: list[int] = []
+
+    def recorded(content: bytes, start: int) -> int:
+        ends.append(end_of_chunk(content, start))
+        return ends[-1]
+
+    end_of_chunk = json_limits.end_of_chunk
+    monkeypatch.setattr(json_limits, "end_of_chunk", recorded)
     assert len(lone_surrogates.replaced(body)) == len(body)
-    assert time.thread_time() - began < 0.8
+    chunks = np.diff([0, *ends])
+    assert ends[-1] == len(body)
+    assert 0 < chunks.min() <= chunks.max() <= json_limits._CHUNK + 1
 
 
 def test_depth_is_refused_before_parsing_and_after() -> None:

@@ -59,14 +59,14 @@ def main() -> None:
         "--tokens", type=int, default=ExportConfig().sample_tokens, help="Tokens of valid lists to judge by."
     )
     arguments = parser.parse_args()
-
-    def newest(kind: str) -> Path:
-        return artifacts.finished(arguments.workspace, kind)[-1]
-
-    model = artifacts.folder_of(arguments.workspace, arguments.model) if arguments.model else newest("teacher")
-    assert model is not None, f"{arguments.workspace}: no artifact {arguments.model}"
+    workspace: Path = arguments.workspace
+    teacher = artifacts.load(artifacts.finished(workspace, "teacher")[-1])
+    model = artifacts.folder_of(workspace, arguments.model) if arguments.model else teacher.path
+    assert model is not None, f"{workspace}: no artifact {arguments.model}"
     source = ExportSource.load(model)
-    data, pairs = (artifacts.load(newest(kind)) for kind in ("data", "pairs"))
+    data, pairs = (artifacts.input_of(workspace, teacher, name) for name in ("data", "pairs"))
+    assert data is not None, f"{workspace}: the data of {teacher.path} is gone"
+    assert pairs is not None, f"{workspace}: the pairs of {teacher.path} are gone"
     taken = sample.take(data, pairs, sample.Reader(source.tokenizer, source.templates), arguments.tokens)
     print(f"{source.role} {model.name}: {len(taken.lists)} lists, {len(taken.inputs)} inputs")
     with tempfile.TemporaryDirectory() as folder:

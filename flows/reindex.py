@@ -94,7 +94,7 @@ def reindex(
     new = registry.publish(parts, metrics=metrics, config=old.manifest.config)
     if promote and live is not None and live.release == old.fingerprint != new.fingerprint:
         new = _promoted(registry, new, live, f"re-indexed {shown}")
-    pointer = registry.live()
+    pointer = registry.pointer_file.recover()
     return {
         "release": new.fingerprint,
         "live": pointer is not None and pointer.release == new.fingerprint,

@@ -108,14 +108,18 @@ class PointerFile:
 
     def recover(self) -> Pointer | None:
         """The pointer; where that cannot be read, the last readable record of the history; None without either."""
-        try:
-            pointer = self.read()
-            if pointer is not None:
-                return pointer
-        except ArtifactError as error:
-            log.warning("%s", error)
+        if pointer := self._readable():
+            return pointer
         records, _ = self.history()
         return records[-1] if records else None
+
+    def _readable(self) -> Pointer | None:
+        """The pointer; None where it is not there or, with a warning in the log, cannot be read."""
+        try:
+            return self.read()
+        except ArtifactError as error:
+            log.warning("%s", error)
+            return None
 
     def history(self) -> tuple[list[Pointer], int]:
         """Every readable change of the pointer, the oldest first, and the number of lines that cannot be read."""
@@ -152,7 +156,7 @@ class PointerFile:
         return tuple(chain)
 
     def move(self, move: Move) -> Pointer:
-        """Points at another release; nothing happens where that one is live already.
+        """Points at a release; nothing happens where it is live already, by a pointer that can be read.
 
         Raises:
             ConflictError: the pointer is not at the expected generation.
@@ -162,7 +166,7 @@ class PointerFile:
         with locks.locked(self.path):
             current = self.recover()
             generation = current.generation if current else 0
-            if current and current.release == move.release and self.path.exists():
+            if current and current.release == move.release and self._readable():
                 self._complete(current)
                 return current
             if move.expected is not None and move.expected != generation:

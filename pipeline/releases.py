@@ -146,13 +146,21 @@ class Releases:
         """
         return self.pointer_file.read()
 
+    def generation(self) -> int:
+        """The generation of the live pointer, which whoever moves it names as `expected`; 0 before the first promotion.
+
+        A pointer that is lost or cannot be read counts as the history has it, so that the next move can mend it.
+        """
+        pointer = self.pointer_file.recover()
+        return pointer.generation if pointer else 0
+
     def promote(self, name: str, *, reason: str, expected: int | None = None) -> Pointer:
         """Makes a release live, if it passes `verify`.
 
         Args:
             name: see `resolve`.
             reason: kept in the history.
-            expected: the generation that the caller saw; 0 for none yet. Without it the pointer moves whatever it is.
+            expected: the `generation` that the caller saw. Without it the pointer moves whatever it is.
 
         Raises:
             ConflictError: the pointer has moved since, to another release than this.

@@ -86,8 +86,7 @@ def releases_promote(
     from pipeline.surface_warnings import surface_warnings
 
     registry = Releases(existing(workspace))
-    seen = registry.live()
-    pointer = registry.promote(release, reason=reason, expected=seen.generation if seen else 0)
+    pointer = registry.promote(release, reason=reason, expected=registry.generation())
     console().print(f"live: {pointer.release[:12]}, generation {pointer.generation}")
     for warning in surface_warnings(registry.open(pointer.release, verify=False).metrics.get("surfaces", {})):
         console().print(f"warning: {warning}")

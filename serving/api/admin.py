@@ -236,7 +236,7 @@ def _errors() -> Iterator[None]:
 
 
 def _releases(lifecycle: Lifecycle) -> Mapping[str, Any]:
-    live = lifecycle.releases.live()
+    live = lifecycle.releases.pointer_file.recover()
     stats = lifecycle.stats()
     loaded = lifecycle.loaded
     roles: dict[str, list[str]] = {name: [] for name in lifecycle.releases.ids()}
@@ -316,5 +316,4 @@ def _following(lifecycle: Lifecycle) -> int:
     """
     if lifecycle.settings.release != "live":
         raise StateError(f"this service stays at release {lifecycle.settings.release}; start it without --release")
-    pointer = lifecycle.releases.live()
-    return pointer.generation if pointer else 0
+    return lifecycle.releases.generation()

@@ -111,8 +111,7 @@ def _alone(workspace: Path, act: bool) -> Iterator[None]:
 def _plan(workspace: Path, keep: int | None) -> Iterator[Removal]:
     registry = Releases(workspace)
     known = registry.ids()
-    newest = known if keep is None else known[-keep:] if keep > 0 else []
-    kept = {*newest, *_pointed(registry)}
+    kept = set(known) if keep is None else {*(known[-keep:] if keep > 0 else []), *_pointed(registry)}
     kept |= {release for release in known if _in_use(registry.path(release))}
     folders = {path.name: path for path in (workspace / "artifacts").glob("*/*") if artifacts.is_fingerprint(path.name)}
     manifests = _manifests(folders)
@@ -260,6 +259,9 @@ def _free_lock(path: Path) -> bool:
 
 
 def _size(path: Path) -> int:
+    """Bytes that a removal frees, as far as no other name leads to them; none for a link to a folder elsewhere."""
+    if path.is_symlink():
+        return 0
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
 
@@ -268,8 +270,11 @@ def _remove(path: Path) -> bool:
     """Removes one thing of the plan; returns False where a process has begun to use it since the plan was made."""
     if artifacts.is_fingerprint(path.name) and _in_use(path):
         return False
-    if path.name.endswith(".tmp"):
+    if path.is_symlink():
+        path.unlink()  # What it leads to, such as a folder on another disk, may be used from elsewhere.
+    elif path.name.endswith(".tmp"):
         temporary.remove_if_abandoned(path)
+        return not path.exists()
     elif path.is_dir():
         if artifacts.is_fingerprint(path.name):
             unfinished = path.with_name(f"{path.name}.partial")
@@ -277,7 +282,9 @@ def _remove(path: Path) -> bool:
             path = path.rename(unfinished)
             disk.fsync(path.parent)
         shutil.rmtree(path)
-    elif path.name.endswith(".lock"):
+    elif not path.name.endswith(".lock"):
+        path.unlink()
+    else:
         with open(path, "rb", opener=regular_files.opener) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

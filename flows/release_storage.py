@@ -7,12 +7,12 @@
 Every object is read back and compared with its digest after it was written, and compared again when it is pulled.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -43,8 +43,7 @@ def push(workspace: Path, address: str, release: str = "live") -> dict[str, Any]
     copied = sum(target.put(artifact.path / name, record) for name, record in artifact.manifest.files.items())
     manifest = regular_files.read(artifact.path / artifacts.MANIFEST)
     target.write(f"releases/{artifact.fingerprint}/manifest.json", manifest)
-    live = registry.live()
-    is_live = live is not None and live.release == artifact.fingerprint
+    is_live = _is_live(registry, artifact.fingerprint)
     if is_live:
         target.write("live.json", json.dumps({"release": artifact.fingerprint}).encode())
     return {
@@ -68,6 +67,7 @@ def pull(workspace: Path, address: str, release: str = "live", *, promote: bool 
         MissingError: no such release there.
         ArtifactError: an object is not what its digest says, or the parts of the release do not fit each other.
         UnavailableError: the storage cannot be read.
+        ConflictError: another publisher made another release live here meanwhile; the pulled one is not live.
     """
     source = _Storage(address)
     fingerprint = source.resolve(release)
@@ -77,18 +77,21 @@ def pull(workspace: Path, address: str, release: str = "live", *, promote: bool 
     mark_used(workspace)
     with disk.readable_errors(final), locked(final):
         copied = 0 if final.exists() else _fetch(source, fingerprint, final)
+    seen = registry.generation()
     artifact = registry.open(fingerprint)
-    live = registry.live()
-    was_live = live is not None and live.release == fingerprint
-    if promote and release == "live" and not was_live:
-        registry.promote(fingerprint, reason=f"pulled from {address}", expected=live.generation if live else 0)
-    pointer = registry.live()
+    if promote and release == "live":
+        registry.promote(fingerprint, reason=f"pulled from {address}", expected=seen)
     return {
         "release": fingerprint,
-        "live": pointer is not None and pointer.release == fingerprint,
+        "live": _is_live(registry, fingerprint),
         "files": len(artifact.manifest.files),
         "copied_bytes": copied,
     }
+
+
+def _is_live(registry: Releases, fingerprint: str) -> bool:
+    live = registry.pointer_file.recover()
+    return live is not None and live.release == fingerprint
 
 
 def _fetch(source: "_Storage", fingerprint: str, final: Path) -> int:
@@ -136,7 +139,8 @@ class _Storage:
             with self._atomic_target(target) as written:
                 self._system.put_file(str(path), written)
                 if self._digest(written) != record.sha256:
-                    self._system.rm_file(written)
+                    if written == target:
+                        self._system.rm_file(written)
                     raise ArtifactError(f"{self.address}: {path.name} reads back as another content; try again")
         return record.bytes
 
@@ -198,7 +202,7 @@ class _Storage:
                 if path.endswith("/manifest.json") and artifacts.is_fingerprint(name):
                     yield name
 
-    @contextmanager
+    @contextlib.contextmanager
     def _atomic_target(self, target: str) -> Iterator[str]:
         """Yields the path to write a file to; on leaving, the complete file is at `target`.
 
@@ -207,9 +211,15 @@ class _Storage:
         """
         self._system.makedirs(target.rpartition("/")[0], exist_ok=True)
         written = f"{target}.{uuid4().hex}" if "file" in self._system.protocol else target
-        yield written
-        if written != target:
-            self._system.mv(written, target)
+        try:
+            yield written
+            if written != target:
+                self._system.mv(written, target)
+        except BaseException:  # A full disk would be filled further by each new try.
+            if written != target:
+                with contextlib.suppress(OSError):
+                    self._system.rm_file(written)
+            raise
 
     def _digest(self, path: str) -> str:
         digest = hashlib.sha256()

@@ -1,5 +1,6 @@
 """Shared storage: releases pushed and pulled, and documents read, on a disk and on an S3-compatible server."""
 
+import errno
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,3 +158,21 @@ def test_documents_in_shared_storage_are_those_of_a_copy(tiny: TinyWorkspace, sh
     assert of_copy.read().documents.equals(of_shared.read().documents)
     with pytest.raises(MissingError, match="nowhere: there is no such file"):
         sources.find(SourceConfig(path=f"{shared}/nowhere"), Path())
+
+
+def test_a_push_that_fails_leaves_no_part_of_a_file_behind(
+    tiny: TinyWorkspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.implementations.local import LocalFileSystem
+
+    put = LocalFileSystem.put_file
+
+    def full(self: LocalFileSystem, source: str, target: str, **options: Any) -> None:
+        put(self, source, target, **options)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFileSystem, "put_file", full)
+        with pytest.raises(UnavailableError, match="No space left"):
+            release_storage.push(tiny.path, f"file://{tmp_path}")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

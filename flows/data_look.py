@@ -1,6 +1,7 @@
 """A look at data and machine: the facts from which `relevance init` chooses a recipe."""
 
 import importlib.util
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -29,7 +30,8 @@ ENOUGH_VALID = 40
 ENOUGH_JUDGED = 150
 """Number of judged queries from which the test split gets the 50 that the gate asks for."""
 MOST_UNUSABLE = 0.2
-"""Share of wrong rows from which data is refused rather than read without them; one without a grade is not wrong."""
+"""Share of a table's rows up to which wrong ones are left out; with more the data is refused. A row without a grade is
+not wrong."""
 RATINGS = ("stars", "star_rating", "rating", "ratings", "score")
 """Names of columns whose lowest value means irrelevant, whatever number it is."""
 
@@ -219,8 +221,11 @@ def _usable(read: "Source", configs: "Sequence[SourceConfig]", typed: "SourceCon
         raise SchemaError(f"{shown}: {read.advice}")
     usable = validation.sift(read)
     wrong = [finding for finding in usable.findings if finding.fault.reason != EMPTY_GRADE]
-    rows = read.judgments.num_rows + read.documents.num_rows + read.queries.num_rows
-    if len(wrong) > MOST_UNUSABLE * rows or not usable.judgments.num_rows:
+    unusable = Counter(finding.fault.table for finding in wrong)
+    rows = {"documents": read.documents, "queries": read.queries, "judgments": read.judgments}
+    if not usable.judgments.num_rows or any(
+        count > MOST_UNUSABLE * rows[table].num_rows for table, count in unusable.items()
+    ):
         validation.refuse(usable.findings, shown, validation.mend_first(typed))
     return usable
 

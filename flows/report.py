@@ -252,12 +252,16 @@ def _of_run(
 
 
 def rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Systems with their means, for a table of plain values.
+    """Systems with their means, for a table of plain values; None for a mean that no query could give.
 
     Args:
         report: what report.json holds.
     """
     return [
-        {"system": name, **{measure: round(item["mean"] or 0.0, 4) for measure, item in system["measures"].items()}}
+        {"system": name, **{measure: _rounded(item["mean"]) for measure, item in system["measures"].items()}}
         for name, system in report["systems"].items()
     ]
+
+
+def _rounded(mean: float | None) -> float | None:
+    return None if mean is None else round(mean, 4)

@@ -32,7 +32,7 @@ def with_columns(source: SourceConfig, contents: "Contents | None") -> SourceCon
             message has the map to type.
         ConfigError, MissingError: a database or a file that cannot be read.
     """
-    from pipeline.data.formats import column_advice
+    from pipeline.data.formats import column_advice, row_numbers
 
     shown = hide_passwords(source.path)
     samples = samples_of(source, known_first=contents is None)
@@ -49,6 +49,8 @@ def with_columns(source: SourceConfig, contents: "Contents | None") -> SourceCon
         first = "" if columns or "://" in source.path else column_advice.first_line(Path(source.path))
         lines = "\n  ".join(filter(None, (f"{shown}: {problem}", first)))
         raise SchemaError(f"{lines}{_other_way(source, columns, contents)}")
+    if "doc_id" not in source.columns and row_numbers.is_row_number(source, columns, Path()):
+        del columns["doc_id"]
     if columns != dict(source.columns):
         kept = _to_filter_by(columns, list(samples)) if contents == "documents" else ""
         log.info("%s: %s%s", shown, _as_read(columns, list(samples), "--columns"), kept)

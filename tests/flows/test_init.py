@@ -390,6 +390,20 @@ def test_unusable_rows_are_left_out_where_they_are_few_and_refused_where_they_ar
     assert not (tmp_path / "many.toml").exists()
 
 
+def test_many_documents_do_not_hide_that_most_judgments_are_unusable(tmp_path: Path) -> None:
+    judged = _rated(tmp_path / "rated.csv", ("0", "nan"))
+    documents = tmp_path / "documents.csv"
+    documents.write_text("title\n" + "\n".join(f"a spare document {row}" for row in range(2000)), encoding="utf-8")
+    recipe = tmp_path / "own.toml"
+    recipe.write_text(
+        f'[data]\nsources = [{{ path = "{judged}", name = "own", columns = {{ query = "query", title = "title", '
+        f'grade = "grade" }} }}, {{ path = "{documents}", name = "own", columns = {{ title = "title" }} }}]\n',
+        encoding="utf-8",
+    )
+    with pytest.raises(SchemaError, match=r"80 rows cannot be used .*grade 'nan' is not a number"):
+        init.write(str(recipe), tmp_path / "written.toml")
+
+
 def test_pairs_that_nobody_graded_are_left_out_however_many(tmp_path: Path) -> None:
     """An export of ratings has a row for each result that was shown, most of them unrated."""
     seen, text = init.write(str(_rated(tmp_path / "some.csv", ("0", "", "", "2", "", ""))), tmp_path / "some.toml")

@@ -136,3 +136,8 @@ def test_a_run_of_other_queries_is_refused_with_ids_of_both(tmp_path: Path) -> N
     source = SourceConfig(path=str(tmp_path / "collection"))
     with pytest.raises(SchemaError, match=r"none of which is judged; its ids are such as 'x1', those .* such as '"):
         reporting.report_on_run(source, tmp_path / "workspace", run=RunFile(run))
+
+
+def test_a_mean_that_no_query_gives_is_no_zero_in_the_table() -> None:
+    systems = {"BM25": {"measures": {"ndcg@10": {"mean": 0.51234}, "pairwise": {"mean": None}}}}
+    assert reporting.rows({"systems": systems}) == [{"system": "BM25", "ndcg@10": 0.5123, "pairwise": None}]

@@ -101,7 +101,7 @@ DESCRIBED_OR_JUDGED = JUDGED | {"title", "text"}
 
 _ID = re.compile(r"(.*?)_*ids?")
 """A name that ends in id, and what stands before it."""
-_BARE_IDS = frozenset(("id", "编号", "編號"))
+_BARE_IDS = frozenset(("id", "uid", "uuid", "guid", "编号", "編號"))
 _LANGUAGES = """
     ar bg bn ca cs cz da de el en es et eu fa fi fr ga gl he hi hu hy it ja ko lt lv nl pl pt ro ru sr sv th tr uk ur
     vi zh
@@ -146,14 +146,15 @@ def _tables(files: Sequence[Path]) -> list[Path]:
 def suggest(names: Sequence[str]) -> dict[str, str]:
     """The likeliest of these names for each key of a map of columns; each name is used once."""
     spelt = {_spelling(name): name for name in reversed(names)}
+    words = {_spelling(name): _words(name) for name in reversed(names)}
     for name in names:
         bare = _WRAPPER.sub("", name.strip().casefold())
-        spelt.setdefault(_spelling(bare), name)
-        spelt.setdefault(_spelling(_TYPE_OR_LANGUAGE.sub("", bare)), name)
+        for form in (bare, _TYPE_OR_LANGUAGE.sub("", bare)):
+            words.setdefault(_spelling(form), _words(form))
+            spelt.setdefault(_spelling(form), name)
     best: dict[str, str] = {}
     for role in SYNONYMS:
-        free = [name for name in spelt if spelt[name] not in best.values()]
-        match = _match(role, free)
+        match = _match(role, {form: words[form] for form in spelt if spelt[form] not in best.values()})
         if match:
             best[role] = spelt[match]
     if "clicked" in best and "positive" in best:
@@ -170,7 +171,7 @@ def suggest(names: Sequence[str]) -> dict[str, str]:
 
 
 def is_bare_id(name: str) -> bool:
-    """Whether a column is called `id` (编号) alone, which names the rows of its own table, whatever these are."""
+    """Whether a column is called `id` (编号, uuid) alone, which names the rows of its own table, whatever these are."""
     return _spelling(name).strip("_") in _BARE_IDS
 
 
@@ -189,13 +190,26 @@ _SPELLINGS: Mapping[str, tuple[str, ...]] = {
 """The names of each kind of column as `_spelling` has them."""
 
 
-def _match(role: str, names: Sequence[str]) -> str | None:
-    """The likeliest of these spellings for a role: a known one, else one almost like the role and of no other."""
+def _words(name: str) -> int:
+    """Number of words of a name, such as search_term or searchTerm; single letters and digits are none."""
+    parts = re.sub(r"([a-z\d])([A-Z])", r"\1 \2", unicodedata.normalize("NFKC", name))
+    return sum(len(part) > 1 for part in re.split(r"[\W_\d]+", parts))
+
+
+def _match(role: str, names: Mapping[str, int]) -> str | None:
+    """The likeliest of these spellings for a role: a known one, else one almost like the role and of no other.
+
+    A misspelling has no further word: title_url and titleLength are no titles.
+
+    Args:
+        names: spelling → number of its words.
+    """
     known = next((name for name in _SPELLINGS[role] if name in names), None)
     if known or role in (*impressions.ROLES, *document_lists.ROLES):
         return known
     taken = {name for spellings in _SPELLINGS.values() for name in spellings}
-    return _nearest(_spelling(role), [name for name in names if name not in taken]) or None
+    most = max(_words(role), 1)
+    return _nearest(_spelling(role), [name for name in names if name not in taken and names[name] <= most]) or None
 
 
 def _nearest(name: str, names: Collection[str]) -> str:

@@ -99,15 +99,7 @@ def read(config: SourceConfig, root: Path) -> Tables:
         SchemaError: a column missing; passwords are left out of the message.
         UnavailableError: the database cannot be reached, or was lost on the way.
     """
-    address, name = sql_address.locate(config.path, root)
-    source = "query" if config.query else f"table {name}"
-    shown = sql_address.shown_as(address, source)
-    with reading(address, source) as engine:
-        try:
-            columns = _rows(engine, name, config, shown, raw=False)
-        except (ValueError, TypeError, decimal.DecimalException):
-            # SQLite keeps anything in a column of dates or numbers; what does not fit is read as it is stored.
-            columns = _rows(engine, name, config, shown, raw=True)
+    columns, shown = values_of(config, root)
     if config.columns:
         return _assembled(columns, config, shown)
     documents, faults = {}, []
@@ -118,6 +110,23 @@ def read(config: SourceConfig, root: Path) -> Tables:
         else:
             documents[column] = typed(values)
     return Tables(documents=pa.table(documents), faults=tuple(faults))
+
+
+def values_of(config: SourceConfig, root: Path) -> tuple[dict[str, list[Any]], str]:
+    """The values of each column, under the keys of the map where there is one, and the address for messages.
+
+    Rows flagged as deleted are left out; errors as of `read`.
+    """
+    address, name = sql_address.locate(config.path, root)
+    source = "query" if config.query else f"table {name}"
+    shown = sql_address.shown_as(address, source)
+    with reading(address, source) as engine:
+        try:
+            columns = _rows(engine, name, config, shown, raw=False)
+        except (ValueError, TypeError, decimal.DecimalException):
+            # SQLite keeps anything in a column of dates or numbers; what does not fit is read as it is stored.
+            columns = _rows(engine, name, config, shown, raw=True)
+    return columns, shown
 
 
 @contextmanager

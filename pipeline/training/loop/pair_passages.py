@@ -46,7 +46,7 @@ class PassagePairs:
         if self.passages is None:
             return scores
         starts = np.flatnonzero(np.diff(self.owner, prepend=-1))
-        lists = np.split(scores.astype(np.float64), starts[1:])
+        lists = np.split(scores.astype(np.float64), starts[1:]) if len(scores) else []
         return np.array([self.passages.join(values.tolist()) for values in lists], dtype=np.float32)
 
     def best(self, scores: Floats) -> Ints:

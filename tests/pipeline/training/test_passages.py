@@ -160,6 +160,13 @@ def test_offline_scores_are_those_of_the_exported_model(world: LongWorld) -> Non
     engine.close()
 
 
+def test_no_pairs_have_no_scores(world: LongWorld) -> None:
+    model = CrossEncoder.load(world.student.path)
+    model.template = replace(model.template, passages=PassagesConfig(most=5, best=3).passages(None))
+    cut = pair_passages.cut(pair_passages.rows_of(read(world, model), np.arange(0)), model.template)
+    assert cut.joined(np.zeros(0, np.float32)).shape == (0,)
+
+
 @pytest.mark.parametrize("best", [1, 3])
 def test_the_mean_of_the_best_passages(world: LongWorld, best: int) -> None:
     model = CrossEncoder.load(world.student.path)

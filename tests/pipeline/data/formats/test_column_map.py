@@ -150,6 +150,26 @@ def test_an_id_is_neither_a_text_nor_a_grade(name: str) -> None:
     assert role_meant(name, ROLES) == ""
 
 
+OTHER_WORDS = (
+    *("title_len", "title_url", "titleLength", "Title Score", "query_nr", "query_type", "queryCount", "query time"),
+    *("grade_by", "grade_at", "text_len", "split_no", "source_url"),
+)
+
+
+@pytest.mark.parametrize("name", OTHER_WORDS)
+def test_a_name_with_a_further_word_is_no_misspelling(name: str) -> None:
+    """A page's title_url was once its title, where that stood in a column of an unusual name."""
+    assert name not in suggest(["wanted", name, "thing", "price"]).values()
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [("titel", "title"), ("title_x", "title"), ("Titles", "title"), ("qurey", "query"), ("query1", "query")],
+)
+def test_a_misspelt_name_is_taken_for_its_role(name: str, role: str) -> None:
+    assert suggest([name, "price"]) == {role: name}
+
+
 @pytest.mark.parametrize("name", ["quer_id", "qurey_id", "QueryIds", "query__id", "Query-ID"])
 def test_a_misspelt_id_of_queries_is_taken_for_one(name: str) -> None:
     assert suggest(["query", name, "title", "grade"])["query_id"] == name

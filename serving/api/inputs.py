@@ -39,13 +39,9 @@ def texts(engine: Engine, inputs: Sequence[Input], role: Role, field: str, deadl
 
 def _decode(engine: Engine, ids: Sequence[int], role: Role, name: str) -> str:
     template = engine.bundle.templates[role]
-    before, after = template.before, template.after
-    if (
-        len(ids) > len(before) + len(after)
-        and tuple(ids[: len(before)]) == before
-        and tuple(ids[-len(after) :]) == after
-    ):
-        ids = ids[len(before) : -len(after)]
+    first, end = len(template.before), len(ids) - len(template.after)
+    if first <= end and tuple(ids[:first]) == template.before and tuple(ids[end:]) == template.after:
+        ids = ids[first:end]
     decoded = engine.tokeniser.text(ids)
     if decoded is None:
         raise InvalidRequestError(
@@ -56,12 +52,16 @@ def _decode(engine: Engine, ids: Sequence[int], role: Role, name: str) -> str:
 
 
 def check_texts(engine: Engine, items: Sequence[str], role: Role, field: str, deadline: Deadline) -> None:
-    """Raises InvalidRequestError if the encoder would cut a text, DeadlineError if the time is over."""
+    """Raises InvalidRequestError if the encoder would cut a text, DeadlineError if the time is over.
+
+    The encoder reads its prompt before the text, so this takes tokens from the text.
+    """
     template = engine.bundle.templates[role]
     assert isinstance(template, TextTemplate)
     room = template.max_tokens - len(template.before) - len(template.after)
-    for index, item in enumerate(items):
-        _check(engine, item, template.max_tokens, room, f"{field}[{index}]", deadline)
+    read = f"the prompt {template.prompt[:40]!r} and it" if template.prompt else "it"
+    for index, prompted in enumerate(template.prompted(items)):
+        _check(engine, prompted, template.max_tokens, room, f"{field}[{index}]", deadline, read)
 
 
 def check_pairs(
@@ -93,17 +93,18 @@ def check_limit(engine: Engine, limit: int, field: str) -> None:
         )
 
 
-def _check(engine: Engine, item: str, longest: int, room: int, name: str, deadline: Deadline) -> int:
+def _check(engine: Engine, item: str, longest: int, room: int, name: str, deadline: Deadline, read: str = "it") -> int:
     """Number of tokens of a text that is not cut.
 
     Args:
         longest: tokens that the tokenizer gives at most, the same number as when the text is scored.
         room: tokens that the model reads of it.
+        read: the text in a message, with the prompt before it if it has one.
     """
     (ids,) = engine.tokeniser.ids([item], longest, check=deadline.check)
     if len(ids) > room:
         raise InvalidRequestError(
-            f"{name}: has more than the {room} tokens that the {engine.role} reads of it, and truncate is false; send "
-            "less, or leave truncate out"
+            f"{name}: has more than the {room} tokens that the {engine.role} reads of {read}, and truncate is false; "
+            "send less, or leave truncate out"
         )
     return len(ids)

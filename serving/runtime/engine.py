@@ -277,8 +277,10 @@ class Engine:
 
     def _template(self, name: str) -> PairTemplate | TextTemplate:
         if name not in self.bundle.templates:
-            known = "scores(query, documents)" if self.role == "ranker" else "embed(texts, 'query' or 'document')"
-            raise ConfigError(f"the bundle is a {self.role}, which has no inputs for '{name}'; call {known}")
+            is_ranker = self.role == "ranker"
+            held, call = "a ranker" if is_ranker else "an encoder", "scores(query, documents)"
+            call = call if is_ranker else "embed(texts, 'query' or 'document')"
+            raise ConfigError(f"the bundle is {held}, which has no inputs for '{name}'; call {call}")
         return self.bundle.templates[name]
 
     def _all(self, items: Sequence[Item], what: str, deadline: Deadline | None, priority: Priority) -> list[Any]:

@@ -26,7 +26,8 @@ class DocumentLimits:
             return None
         most = self.max_passages or (default.most if default else 0)
         passages = replace(default, most=most, best=min(default.best, most)) if default else Passages(most=most)
-        return replace(passages, max_document_tokens=self.max_tokens or 0)
+        bounds = filter(None, (self.max_tokens, passages.max_document_tokens))
+        return replace(passages, max_document_tokens=min(bounds, default=0))
 
 
 @dataclass(frozen=True, slots=True)

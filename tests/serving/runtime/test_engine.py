@@ -233,7 +233,7 @@ def test_a_role_asked_for_the_other_is_refused(engines: dict[str, Engine], encod
     with pytest.raises(ConfigError, match=r"the bundle is a ranker.*call scores"):
         engines["fp32"].embed(["a"], "query")
     engine = Engine(encoder.path)
-    with pytest.raises(ConfigError, match=r"the bundle is a encoder.*call embed"):
+    with pytest.raises(ConfigError, match=r"the bundle is an encoder.*call embed"):
         engine.scores(QUERY, ["a"])
     with pytest.raises(ConfigError, match="no inputs for 'title'"):
         engine.embed(["a"], "title")  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """Reads the mapped columns of one CSV, TSV, JSON lines or Parquet file: each under its key, known roles as texts."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,7 +61,7 @@ def rows_of(file: Path, count: int, wanted: Sequence[str]) -> FileRows:
 
 
 def _text(values: pa.ChunkedArray, role: str, shown: str) -> pa.ChunkedArray:
-    """The column of a role as text, or as lists of texts; null becomes an empty string.
+    """The column of a role as text, or as lists of texts; null becomes an empty string, lists of lists one list.
 
     Args:
         values: the column.
@@ -68,6 +69,7 @@ def _text(values: pa.ChunkedArray, role: str, shown: str) -> pa.ChunkedArray:
         shown: the file and the column, for messages.
     """
     is_listed = role in document_lists.LISTED and nested.is_list(values.type)
+    values = nested.flattened(values) if is_listed else values
     if pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type):
         values = _decoded(values, shown)
     if role in ("query_id", "doc_id") and pa.types.is_floating(values.type):
@@ -163,10 +165,16 @@ def _entries(cell: Any) -> list[str]:
 
 
 def _json_text(value: Any, role: str) -> str | list[str] | None:
-    """The text or texts of a JSON value for a role; None where the value is of a type that the role does not take."""
+    """The text or texts of a JSON value for a role; None where the value is of a type that the role does not take.
+
+    Lists in a list, as from the objects of lists in a list, are one list of all their entries.
+    """
     if isinstance(value, str):
         return value
     if isinstance(value, list) and role in document_lists.LISTED:
+        if any(isinstance(entry, list) for entry in value):
+            lists = [entry if isinstance(entry, list) else [entry] for entry in value if entry is not None]
+            return _json_text(list(itertools.chain.from_iterable(lists)), role)
         entries = [_json_text(entry, role) for entry in value]
         return [entry for entry in entries if isinstance(entry, str)] if None not in entries else None
     if value is None:

@@ -1,6 +1,7 @@
 """Fields of nested objects as columns: in {"product": {"title": "y"}} the column product.title has the value y.
 
 A field of the objects in a list is a list: in {"passages": [{"text": "y"}, {"text": "z"}]} passages.text is ["y", "z"].
+A null among the objects is an object without fields.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -34,14 +35,20 @@ def _fields(value: Any, levels: int) -> dict[str, Any]:
         return flat(value, levels)
     if not value or not _is_of_objects(value):
         return {}
-    entries = [flat(entry, levels) for entry in value]
+    entries = [flat(entry or {}, levels) for entry in value]
     names = dict.fromkeys(name for entry in entries for name in entry)
     return {name: [entry.get(name) for entry in entries] for name in names}
 
 
 def _is_of_objects(value: Any) -> bool:
-    """Whether this is a list of nothing but objects."""
-    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+    """Whether this is a list of nothing but objects and null."""
+    return isinstance(value, list) and all(isinstance(entry, dict | None) for entry in value)
+
+
+def _holds_objects(value: Any) -> bool:
+    """Whether this is an object, or a list with entries that are objects, lists of objects or null."""
+    entries = [entry for entry in value if entry is not None] if isinstance(value, list) else []
+    return isinstance(value, dict) or (bool(entries) and all(map(_holds_objects, entries)))
 
 
 def columns_of(rows: Iterable[Mapping[str, Any]], wanted: Collection[str]) -> dict[str, Any]:
@@ -54,7 +61,7 @@ def columns_of(rows: Iterable[Mapping[str, Any]], wanted: Collection[str]) -> di
     objects: set[str] = set()
     for row in rows:
         for name, value in flat(row).items():
-            if isinstance(value, dict) or (value and _is_of_objects(value)):
+            if _holds_objects(value):
                 objects.add(name)
             if columns.get(name) in (None, "", [None]):
                 columns[name] = value
@@ -122,17 +129,31 @@ def _field(columns: Mapping[str, pa.ChunkedArray], path: str) -> pa.ChunkedArray
 
 def _fields_of_column(column: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
     """The fields of a column of structs, or of lists of structs, where each field is a list; empty for any other."""
+    column = flattened(column)
     kind = column.type
     if pa.types.is_struct(kind):
         return {kind.field(number).name: pc.struct_field(column, number) for number in range(len(kind))}
     if not (is_list(kind) and pa.types.is_struct(kind.value_type)):
         return {}
     lists = column.combine_chunks()
-    lengths = pc.fill_null(pc.list_value_length(lists), 0)
-    ends = pc.cast(pc.cumulative_sum(lengths), pa.int64())
-    offsets = pa.concat_arrays([pa.array([0], pa.int64()), ends])
     fields = _fields_of_column(pa.chunked_array([pc.list_flatten(lists)]))
     return {
-        name: pa.chunked_array([pa.LargeListArray.from_arrays(offsets, field.combine_chunks())])
+        name: pa.chunked_array([pa.LargeListArray.from_arrays(_offsets(lists), field.combine_chunks())])
         for name, field in fields.items()
     }
+
+
+def flattened(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of lists of lists as one of lists with all their entries; any other column as it is."""
+    while is_list(column.type) and is_list(column.type.value_type):
+        outer = column.combine_chunks()
+        inner = pc.list_flatten(outer)
+        offsets = _offsets(inner).take(_offsets(outer))
+        column = pa.chunked_array([pa.LargeListArray.from_arrays(offsets, pc.list_flatten(inner))])
+    return column
+
+
+def _offsets(lists: pa.Array) -> pa.Array:
+    """(lists + 1,) where each list begins among the entries of all; null is a list without entries."""
+    lengths = pc.cast(pc.fill_null(pc.list_value_length(lists), 0), pa.int64())
+    return pa.concat_arrays([pa.array([0], pa.int64()), pc.cumulative_sum(lengths)])

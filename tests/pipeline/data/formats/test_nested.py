@@ -97,6 +97,32 @@ def test_the_fields_of_the_objects_of_a_list_are_lists(tmp_path: Path, name: str
     assert read.judgments["grade"].to_pylist() == [1, 0, 1]
 
 
+def test_lists_within_lists_are_one_list_and_null_is_no_object(tmp_path: Path, name: str) -> None:
+    rows = [
+        {"query": "a", "passages": [{"lines": [{"text": "b"}, {"text": "c"}]}, {"lines": None}]},
+        {"query": "d", "passages": [None, {"lines": [None, {"text": "e"}]}, {"lines": []}, {"lines": [{"text": "f"}]}]},
+        {"query": "g", "passages": None},
+    ]
+    file = write(tmp_path / name, rows)
+    assert list(samples_of(file)) == ["query", "passages.lines.text"]
+    columns = {"query": "query", "text": "passages.lines.text"}
+    read = sources.read(SourceConfig(path=str(file), columns=columns), Path())
+    assert read.documents["text"].to_pylist() == ["b\nc", "e\nf", ""]
+    pairs = [
+        {"query": "a", "texts": [["b", "c"], None, []], "grades": [[1], [0]]},
+        {"query": "d", "texts": [["e"]], "grades": [[1]]},
+    ]
+    columns = {"query": "query", "text": "texts", "grade": "grades"}
+    read = sources.read(SourceConfig(path=str(write(tmp_path / name, pairs)), columns=columns), Path())
+    assert read.documents["text"].to_pylist() == ["b", "c", "e"]
+    assert read.judgments["grade"].to_pylist() == [1, 0, 1]
+
+
+def test_a_list_whose_first_entry_is_null_is_a_column(tmp_path: Path) -> None:
+    file = write(tmp_path / "r.jsonl", [{"query": "a", "texts": [None]}, {"query": "b", "texts": ["c"]}])
+    assert list(samples_of(file)) == ["query", "texts"]
+
+
 def test_a_list_of_texts_has_no_fields(tmp_path: Path, name: str) -> None:
     file = write(tmp_path / name, [{"query": "a", "product": ["b"], "grade": 1}])
     with pytest.raises(SchemaError, match=r"'product' has no field 'title': .* also those of a list") as refused:

@@ -1,8 +1,9 @@
 """The flow that judges a release or any run file, on judged queries of any source.
 
-A release is judged on those of the queries that its recipe keeps from training (`split` test): the recipe cuts by
-a hash of the query's text, so they are the same in any copy of the data. `all` judges every query, for queries
-that training cannot have seen. Ready-made models have learned from no judgments, so they are judged on all.
+A release is judged on those of the queries that its recipe keeps from training (`split` test), and the recipe of a
+release that it is compared with: a recipe cuts by a hash of the query's text, so they are the same in any copy of the
+data. `all` judges every query, for queries that training cannot have seen. Ready-made models have learned from no
+judgments, so they are judged on all.
 """
 
 import logging
@@ -43,7 +44,7 @@ def report(
 
     Args:
         judgments: queries and judgments, and their documents; without any, those of the release are taken.
-        split: test judges the queries that the release's recipe keeps from training, all judges every query.
+        split: test judges the queries that the recipes of both releases keep from training, all judges every query.
         release: the release whose models rank the judged documents of each query, or those that BM25 and the encoder
             retrieve: `candidates.pool` of its recipe decides.
         baseline: a release to compare with; if empty, the fusion of BM25 and encoder of `release` itself.
@@ -175,8 +176,11 @@ def _of_release(
     recipe = recipes.parse(Recipe, opened.manifest.config)
     sources = _with_documents(sources, registry, opened)
     former = registry.open(baseline) if baseline else None
-    split = _fair_split(split, [opened, former] if former else [opened])
-    config = _by_rules(recipe.data if split == "test" else replace(recipe.data, splits="test"), rules)
+    learned = _learned([opened, former] if former else [opened])
+    split = _fair_split(split, learned)
+    config = _by_rules(
+        held_out(recipe.data, learned) if split == "test" else replace(recipe.data, splits="test"), rules
+    )
     data = _judgments(sources, config, run)
     evaluation = replace(recipe.evaluation, clicks=clicks or recipe.evaluation.clicks)
     judged, corpus = judging.judge_release(opened, recipe.index, recipe.candidates, run, data=data)
@@ -207,15 +211,56 @@ def _of_release(
     )
 
 
-def _fair_split(split: Split, judged: Sequence[Artifact]) -> Split:
-    """The split to judge by; all queries in place of the test queries where no release learned from judgments."""
+def _learned(releases: Sequence[Artifact]) -> list[DataConfig]:
+    """The sections `data` of the releases that learned from judgments, as ready-made models did not."""
+    return [
+        recipes.parse(Recipe, release.manifest.config).data
+        for release in releases
+        if "ready_made" not in release.metrics
+    ]
+
+
+def _fair_split(split: Split, learned: Sequence[DataConfig]) -> Split:
+    """The split to judge by; all queries in place of the test queries where no release learned from judgments.
+
+    Args:
+        learned: the sections `data` of the releases that did.
+    """
     if split != "test":
         return split
-    if all("ready_made" in release.metrics for release in judged):
+    if not learned:
         log.info("no model here learned from judgments, so all queries are judged")
         return "all"
     log.info("judged are the test queries alone, which the recipe keeps from training; --all judges all")
     return "test"
+
+
+def held_out(config: DataConfig, learned: Sequence[DataConfig]) -> DataConfig:
+    """The section `config`, by which the test queries are those that no release learned from.
+
+    Of recipes that cut by one hash, the smaller test split is part of the larger. Where they cut otherwise, the first
+    decides, and a warning says that the figures of the other release are too good.
+
+    Args:
+        config: the section of the release that is judged.
+        learned: the sections of the releases here that learned from judgments, at least one.
+    """
+    first = learned[0]
+    if any((other.splits, other.seed) != (first.splits, first.seed) for other in learned):
+        log.warning(
+            "the two releases have other test queries (data.splits, data.seed), so the --baseline learned from some of "
+            "those that are judged, and its figures are too good"
+        )
+        smallest = first
+    else:
+        smallest = min(learned, key=lambda data: data.test_share)
+    return replace(
+        config,
+        splits=smallest.splits,
+        seed=smallest.seed,
+        valid_share=smallest.valid_share,
+        test_share=smallest.test_share,
+    )
 
 
 def _of_run(

@@ -98,7 +98,7 @@ class Replacement:
         return reasons
 
 
-def documents_of(release: Artifact) -> Artifact | None:
+def _document_store(release: Artifact) -> Artifact | None:
     """The document store of a release; None if it has none.
 
     A release whose documents are spread over shards has no store: one is built from its `data` artifact, the table of
@@ -132,7 +132,7 @@ def implausible(old: Artifact, documents: Artifact, *, left_out: Collection[str]
         documents: the document store of the new release.
         left_out: columns that the new documents lack on purpose, which nobody is warned of.
     """
-    before = documents_of(old)
+    before = _document_store(old)
     if before is None:
         return []
     replacement = Replacement.of(before, documents)

@@ -8,7 +8,7 @@ from flows import plausibility
 from pipeline import artifacts, release_parts
 from pipeline.artifacts import Artifact
 from pipeline.command_line import typed
-from pipeline.errors import RelevanceError
+from pipeline.errors import ArtifactError, RelevanceError
 from pipeline.pointer import Pointer
 from pipeline.releases import Releases
 
@@ -19,7 +19,7 @@ def live_documents(registry: Releases, pointer: Pointer | None) -> Artifact | No
     """The documents that a re-index made live; None where the live documents are those of a training data set.
 
     A retraining publishes over these, so that it does not un-publish what a re-index added. They are the artifact that
-    the live release was made from or, where that is gone, are restored from the release's own document store.
+    the live release was made from; see `documents_of`.
     """
     if pointer is None:
         return None
@@ -37,28 +37,30 @@ def live_documents(registry: Releases, pointer: Pointer | None) -> Artifact | No
 def documents_of(registry: Releases, release: Artifact) -> Artifact:
     """The documents that a release searches, as an artifact with documents.parquet.
 
-    They are the artifact that the release was made from or, where that is gone, are restored from its document store.
+    They are the artifact that the release was made from or, where that is gone or damaged, are restored from the
+    release's own document store.
 
     Raises:
-        RelevanceError: the release, or the artifact, is damaged.
+        RelevanceError: the release has no documents, or is damaged.
     """
     from index import documents
 
-    fingerprint = release_parts.part(release, "lexical").manifest.inputs["data"]
-    for kind in ("data", "corpus"):
-        folder = registry.workspace / "artifacts" / kind / fingerprint
-        if folder.is_dir():
+    folder = artifacts.folder_of(registry.workspace, release_parts.part(release, "lexical").manifest.inputs["data"])
+    if folder is not None:
+        try:
             return artifacts.load(folder)
+        except ArtifactError as error:
+            log.warning("the documents are restored from release %s: %s", release.fingerprint[:12], error)
     return documents.restore(registry.workspace, release_parts.part(release, "documents"))
 
 
 def corpus_of(registry: Releases, release: Artifact) -> Artifact | None:
     """The `corpus` artifact, documents with their watermark, that a re-index made this release from.
 
-    None for a release over the documents of a training.
+    None for a release over the documents of a training. Documents that were restored have no watermark.
 
     Raises:
-        RelevanceError: the documents are damaged.
+        RelevanceError: the release has no documents, or is damaged.
     """
     documents = documents_of(registry, release)
     return documents if documents.manifest.kind == "corpus" else None

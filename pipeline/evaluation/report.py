@@ -7,14 +7,14 @@ report.html        the same for a reader; one self-contained page
 
 import json
 import logging
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact, Input, Staging
 from pipeline.config import EvaluationConfig
-from pipeline.errors import ConfigError, SchemaError
+from pipeline.errors import ConfigError
 from pipeline.evaluation import examples, page, queries_to_try, runs, surfaces, thresholds
 from pipeline.evaluation.per_query import judged, measures, per_query, ranking, settings
 from pipeline.evaluation.report_summary import finite, summary
@@ -22,7 +22,6 @@ from pipeline.evaluation.runs import RunFile
 from pipeline.evaluation.systems import RANKER
 from pipeline.outside import OutsideFile
 from pipeline.stage import Stage
-from pipeline.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -186,20 +185,10 @@ def _judged_systems(config: EvaluationConfig, material: _Material, plan: ReportP
     }
     judged_ids = set(judgments["query_id"].unique().to_pylist())
     for name, run in ranked.items():
-        _check_queries(name, run, judged_ids)
+        runs.check_queries(name, run, judged_ids)
     frame = per_query(material.data, ranked, judgments, config)
     headline = frame.pivot(index="query_id", columns="system", values=measures(config)[0])
     return _JudgedSystems(ranked, judgments, frame, headline)
-
-
-def _check_queries(name: str, run: "pa.Table", judged_ids: Set[str]) -> None:
-    """Raises SchemaError if a run ranks documents for none of the judged queries, as with ids of another data set."""
-    ranked = set(run["query_id"].unique().to_pylist())
-    if ranked and judged_ids and not ranked & judged_ids:
-        raise SchemaError(
-            f"system '{name}': ranks {counted(len(ranked), 'query')}, none of which is judged; its ids are such as "
-            f"'{min(ranked)}', those of the judgments such as '{min(judged_ids)}'"
-        )
 
 
 def _write(folder: Path, config: EvaluationConfig, material: _Material, plan: ReportPlan) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ scores   columns row_id, score; joined by row id with a pool's pairs
 TREC     text lines of query, Q0, document, rank, score, system
 """
 
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from pipeline.artifacts import Artifact
 from pipeline.errors import MissingError, SchemaError
 from pipeline.regular_files import refuse_special
 from pipeline.schema import row_name
+from pipeline.text import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -77,6 +79,16 @@ def read(path: Path, system: str, pool: Artifact | None = None, split: str | Non
     if not table.num_rows:
         raise SchemaError(f"{path}: ranks no document for any query; look at what writes it")
     return _of_system(table, path, system).select(COLUMNS)
+
+
+def check_queries(name: str, run: "pa.Table", judged_ids: Set[str]) -> None:
+    """Raises SchemaError if a run ranks documents for none of the judged queries, as with ids of another data set."""
+    ranked = set(run["query_id"].unique().to_pylist())
+    if ranked and judged_ids and not ranked & judged_ids:
+        raise SchemaError(
+            f"system '{name}': ranks {counted(len(ranked), 'query')}, none of which is judged; its ids are such as "
+            f"'{min(ranked)}', those of the judgments such as '{min(judged_ids)}'"
+        )
 
 
 def _starts_with(path: Path, mark: bytes) -> bool:

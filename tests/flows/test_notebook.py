@@ -1,15 +1,23 @@
 """Each call of the Python API, held against what the command line or another library gives."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import pytrec_eval
 
 from flows import ask, notebook
-from pipeline.errors import MissingError
+from pipeline.errors import MissingError, SchemaError
+from pipeline.evaluation import runs
+from serving.errors import InvalidRequestError
 from serving.scoring.reranker import relevance
 from tests.flows.conftest import Trained
+from tests.serving.conftest import TinyWorkspace
 
 RUN = "q1 Q0 d1 1 3.0 a\nq1 Q0 d2 2 2.0 a\nq1 Q0 d3 3 1.0 a\nq2 Q0 d2 1 2.0 a\nq2 Q0 d4 2 1.0 a\n"
 WORSE = "q1 Q0 d3 1 3.0 b\nq1 Q0 d2 2 2.0 b\nq1 Q0 d1 3 1.0 b\nq2 Q0 d4 1 2.0 b\n"
@@ -84,6 +92,47 @@ def test_compare_is_the_mean_of_paired_differences(files: dict[str, Path]) -> No
     means = [notebook.judge(files[name], files["qrels"], ["ndcg@10"])["mean"][0] for name in ("run", "worse")]
     assert difference.mean == pytest.approx(means[0] - means[1])
     assert difference.queries == 2
+
+
+def test_a_run_with_ids_of_other_judgments_is_refused(files: dict[str, Path]) -> None:
+    files["qrels"].write_text(QRELS.replace("q", "topic-"), encoding="utf-8")
+    with pytest.raises(SchemaError, match=r"none of which is judged; its ids are such as 'q1'.*'topic-1'"):
+        notebook.judge(files["run"], files["qrels"])
+
+
+def test_one_system_of_a_file_of_several_is_judged(files: dict[str, Path], tmp_path: Path) -> None:
+    both = tmp_path / "both.parquet"
+    tables = {name: runs.read(files[name], name) for name in ("run", "worse")}
+    named = [table.append_column("system", pa.array([name] * len(table))) for name, table in tables.items()]
+    pq.write_table(pa.concat_tables(named), both)
+    for name in ("run", "worse"):
+        expected = notebook.judge(files[name], files["qrels"])
+        pd.testing.assert_frame_equal(notebook.judge(f"{both}:{name}", files["qrels"]), expected)
+
+
+def test_a_filter_takes_a_single_value_and_no_result_has_the_columns_of_one(tiny: TinyWorkspace) -> None:
+    release = notebook.open_release(tiny.path)
+    alone, listed = (release.search("list", filters={"kind": kind}) for kind in ("class", ["class"]))
+    assert len(alone)
+    assert list(alone["doc_id"]) == list(listed["doc_id"])
+    nothing = release.search("list", filters={"kind": "no such kind"})
+    assert (list(nothing.columns), len(nothing)) == (list(alone.columns), 0)
+    for top in (0, -1):
+        with pytest.raises(InvalidRequestError, match=f"top is {top}"):
+            release.search("list", top=top)
+
+
+def test_one_text_in_place_of_several_is_refused(tiny: TinyWorkspace) -> None:
+    release = notebook.open_release(tiny.path)
+    calls: tuple[Callable[[Any], Any], ...] = (
+        release.embed,
+        lambda texts: release.rerank("list", texts),
+        lambda texts: release.scores("list", texts),
+    )
+    for call in calls:
+        with pytest.raises(InvalidRequestError, match="give a list"):
+            call("a text")
+        assert len(call([])) == 0
 
 
 def test_a_release_that_is_not_there_is_refused_by_name(trained: Trained) -> None:

@@ -67,6 +67,8 @@ def report(
     rules = sources.rules_of(judgments)
     if baseline_run and (baseline or not run):
         raise ConfigError("--baseline-run is compared with the file of --run, and takes the place of --baseline")
+    if run and release != "live":
+        raise ConfigError("--release: --run is judged in its place; compare with a release by --baseline")
     workspace = existing(workspace) if baseline or not run else workspace
     if run:
         other = RunFile.parse(baseline_run) if baseline_run else baseline

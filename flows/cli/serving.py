@@ -108,6 +108,8 @@ def quickstart(
     """
     from dataclasses import asdict
 
+    if no_serve and (host, port) != (None, None):
+        raise ConfigError("--no-serve: nothing is served, so --host and --port change nothing; leave them out")
     from flows import quickstart as flow
     from flows import ready_made
     from pipeline.data.formats import option_text

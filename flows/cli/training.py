@@ -24,7 +24,7 @@ from flows.cli.options import (
 )
 from flows.cli.torchrun import training_command
 from pipeline.command_line import typed
-from pipeline.errors import GateError
+from pipeline.errors import ConfigError, GateError
 
 if TYPE_CHECKING:
     from pipeline import config
@@ -201,6 +201,8 @@ def export(
     """Exports trained models again and reports the cost and gain of each precision; releases nothing."""
     from flows import export as flow
 
+    if model is not None and release != "live":
+        raise ConfigError("--release: the model of --model is exported in its place; give one of the two")
     names = [name.strip() for name in precisions.split(",") if name.strip()]
     results = flow.export(
         existing(workspace) if model is None else workspace,

@@ -163,6 +163,9 @@ def test_workspace_from_the_environment(trained: Trained) -> None:
         (["retrain", "homedepot", "--set", "data.root=/nonexistent"], ["/nonexistent"]),
         (["data", "check", "/nonexistent"], ["/nonexistent"]),
         (["report", "--judgments", "/nonexistent"], ["no live release"]),
+        (["report", "--judgments", "a", "--run", "b", "--release", "c"], ["--release", "--baseline"]),
+        (["export", "--model", "a", "--release", "b"], ["--release", "--model", "give one"]),
+        (["quickstart", "tests", "--no-serve", "--port", "1"], ["--no-serve", "--port", "leave them out"]),
     ],
 )
 def test_bad_usage_is_told_in_one_message(tmp_path: Path, arguments: list[str], words: list[str]) -> None:

@@ -33,7 +33,7 @@ MOST_UNUSABLE = 0.2
 """Share of a table's rows up to which wrong ones are left out; with more the data is refused. A row without a grade is
 not wrong."""
 RATINGS = ("stars", "star_rating", "rating", "ratings", "score")
-"""Names of columns whose lowest value means irrelevant, whatever number it is."""
+"""Names of columns, or of fields of objects, whose lowest value means irrelevant, whatever number it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,8 @@ def _scale_ratings(written: Sequence[dict[str, Any]], grades: "pd.Series[int]") 
         for source in written
         if "grade" in source.get("columns", {}) and not {"grade_scale", "labels"} & source.keys()
     ]
-    if len(graded) == 1 and graded[0]["columns"]["grade"].casefold() in RATINGS and 0 < lowest < highest:
+    names = [source["columns"]["grade"].rpartition(".")[2].casefold() for source in graded]
+    if len(names) == 1 and names[0] in RATINGS and 0 < lowest < highest:
         graded[0]["grade_scale"] = [lowest, highest, highest - lowest]
         return lowest
     return 0

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from pipeline.text import MAX_CHARS
-
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -76,7 +74,7 @@ def language(texts: "pd.Series") -> str:
         several languages, or no letters.
     """
     sample = [text[:TEXT_CHARS] for text in texts.iloc[:: max(1, len(texts) // SAMPLE)]]
-    by_letters = _by_letters("".join(sample)[:MAX_CHARS])
+    by_letters = _by_letters("".join(sample))
     if by_letters is not None:
         return by_letters
     votes = Counter(_identifier().classify(chunk)[0] for chunk in _chunks(sample))

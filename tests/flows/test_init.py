@@ -4,6 +4,7 @@ import bz2
 import csv
 import gzip
 import io
+import json
 import re
 import shlex
 import sqlite3
@@ -152,11 +153,18 @@ def test_a_table_without_a_known_name_for_grades_is_answered_with_the_option_to_
         init.write(str(table), tmp_path / "own.toml")
 
 
-def test_one_star_is_irrelevant(tmp_path: Path) -> None:
-    table = tmp_path / "ratings.csv"
-    rows = [f"red knife {number % 2},a knife number {number},{1 + number % 5}" for number in range(20)]
-    table.write_text("\n".join(["query,title,stars", *rows]) + "\n", encoding="utf-8")
-    seen, _ = init.write(str(table), tmp_path / "own.toml")
+@pytest.mark.parametrize("name", ["ratings.csv", "ratings.jsonl"])
+def test_one_star_is_irrelevant(name: str, tmp_path: Path) -> None:
+    table = tmp_path / name
+    rated = [(f"red knife {number % 2}", f"a knife number {number}", 1 + number % 5) for number in range(20)]
+    if name.endswith(".csv"):
+        lines = ["query,title,stars", *(",".join(map(str, row)) for row in rated)]
+    else:
+        rows = [{"query": query, "title": title, "review": {"stars": stars}} for query, title, stars in rated]
+        lines = list(map(json.dumps, rows))
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    columns = {} if name.endswith(".csv") else {"query": "query", "title": "title", "grade": "review.stars"}
+    seen, _ = init.write(str(table), tmp_path / "own.toml", columns)
     recipe = recipes.load(tmp_path / "own.toml", [])
     assert recipe.data.sources[0].grade_scale == (1, 5, 4)
     assert seen.irrelevant == pytest.approx(0.2)

@@ -48,6 +48,14 @@ def test_the_language_of_a_collection_is_that_of_most_of_its_texts(expected: str
     assert languages.language(pd.Series(mixed)) == expected
 
 
+def test_the_order_of_the_texts_decides_nothing() -> None:
+    """Two thirds of the letters are English, one third is Chinese; each text is as long as is read of it."""
+    english = [" ".join(TEXTS["english"] * 6)] * 2400
+    chinese = ["".join(TEXTS["cjk"] * 20)] * 1200
+    for texts in (english + chinese, chinese + english):
+        assert languages.language(pd.Series(texts)) == "cjk"
+
+
 def test_a_collection_of_many_languages_or_of_no_letters_has_none() -> None:
     spoken = [text for name, texts in TEXTS.items() if name in ("german", "polish", "turkish") for text in texts * 60]
     assert languages.language(pd.Series(spoken)) == "other"

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from index.store_file import UseLock
 from pipeline import artifacts, disk, release_parts
 from pipeline.artifacts import Artifact
 from pipeline.errors import MissingError
@@ -32,17 +33,22 @@ def export(workspace: Path, release: str, to: Path) -> dict[str, Any]:
         MissingError: no such release, or the workspace no longer holds a model that it was made from.
     """
     disk.check_new_folder(to)
-    opened = Releases(workspace).open(release)
-    pairs = {
-        role: (part, _model(workspace, part))
-        for role in release_parts.MODELS
-        if release_parts.has_part(opened, role)
-        for part in [release_parts.part(opened, role)]
-    }
-    sources = opened.metrics.get("ready_made", {})
-    with disk.readable_errors(to), disk.new_folder(to) as staging:
-        for role, (bundle, model) in pairs.items():
-            _copy(staging / role, role, bundle, model, str(sources.get(role, "")))
+    registry = Releases(workspace)
+    in_use = UseLock(registry.path(registry.resolve(release)))  # gc keeps the release, and what it was made from.
+    try:
+        opened = registry.open(release)
+        pairs = {
+            role: (part, _model(workspace, part))
+            for role in release_parts.MODELS
+            if release_parts.has_part(opened, role)
+            for part in [release_parts.part(opened, role)]
+        }
+        sources = opened.metrics.get("ready_made", {})
+        with disk.readable_errors(to), disk.new_folder(to) as staging:
+            for role, (bundle, model) in pairs.items():
+                _copy(staging / role, role, bundle, model, str(sources.get(role, "")))
+    finally:
+        in_use.let_go()
     files = {str(path.relative_to(to)): path.stat().st_size for path in sorted(to.rglob("*")) if path.is_file()}
     return {"release": opened.fingerprint, "folder": str(to), "models": list(pairs), "files": files}
 

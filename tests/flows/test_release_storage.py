@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from flows import release_storage
-from pipeline import release_parts, storage
+from flows import gc, release_storage
+from pipeline import locks, release_parts, storage
 from pipeline.config import SourceConfig
 from pipeline.data import sources
 from pipeline.errors import ArtifactError, MissingError, UnavailableError
@@ -176,3 +176,24 @@ def test_a_push_that_fails_leaves_no_part_of_a_file_behind(
         with pytest.raises(UnavailableError, match="No space left"):
             release_storage.push(tiny.path, f"file://{tmp_path}")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_gc_keeps_a_release_while_it_is_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.implementations.local import LocalFileSystem
+
+    workspace = TinyWorkspace(tmp_path / "workspace")
+    old, live = workspace.publish(1), workspace.publish(2)
+    workspace.releases.promote(live, reason="test")
+    locks.let_go(workspace.path)
+    put = LocalFileSystem.put_file
+
+    def put_after_gc(self: LocalFileSystem, source: str, target: str, **options: Any) -> None:
+        gc.gc(workspace.path, keep=1, act=True)
+        put(self, source, target, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFileSystem, "put_file", put_after_gc)
+        pushed = release_storage.push(workspace.path, f"file://{tmp_path / 'shared'}", old)
+    assert pushed["release"] == old
+    gc.gc(workspace.path, keep=1, act=True)
+    assert workspace.releases.ids() == [live], "it is in use no longer"

@@ -132,7 +132,8 @@ def _vector(request: ShardQuery, dimensions: int) -> Vector | None:
     """The query's vector, (dimensions,); raises InvalidRequestError where it has another width or is not finite."""
     if request.vector is None:
         return None
-    vector = np.array(request.vector, np.float32)
+    with np.errstate(over="ignore"):  # A number beyond float32 is refused as one that is not finite.
+        vector = np.array(request.vector, np.float32)
     if vector.shape != (dimensions,) or not np.isfinite(vector).all():
         raise InvalidRequestError(f"vector: must be {dimensions} finite numbers")
     return vector

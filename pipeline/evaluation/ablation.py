@@ -4,11 +4,12 @@ Students that differ in their seed alone are of one kind; a kind's value for a q
 interval says how sure a difference is over queries for these seeds; how much the seeds themselves differ stands beside
 it.
 
-The winner is found on the valid queries, by a paired test against each other kind, corrected for multiple comparisons.
+The winner is found on the valid queries, by a paired test against each other kind, corrected for all pairs of kinds.
 The table shows test queries, which took no part in that.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 STAGE = Stage(
     "ablation",
-    version=3,
+    version=4,
     inputs={"data": "data", "pool": "pool", "references": "scores", "students": "scores"},
     section="ablation",
 )
@@ -259,13 +260,13 @@ def _choice(
         )
     best = max(means, key=lambda kind: means[kind])
     rivals = [kind for kind in loss_counts if kind != best]
-    p_values = [
-        significance.difference(
-            tables[best][:, 0], tables[kind][:, 0], resamples=config.bootstrap, seed=config.seed, bounds=RANGE
-        ).p
-        for kind in rivals
-    ]
-    corrected = dict(zip(rivals, significance.holm(p_values), strict=True))
+    p_values = significance.chosen_differences(
+        [(tables[best][:, 0], tables[kind][:, 0]) for kind in rivals],
+        family=math.comb(len(loss_counts), 2),  # Each pair could have been the best and another.
+        flips=config.bootstrap,
+        seed=config.seed,
+    )
+    corrected = dict(zip(rivals, p_values, strict=True))
     tied = [kind for kind, p in corrected.items() if p >= SURE]
     return {
         "measure": measure,

@@ -1,12 +1,12 @@
 """The front of a study: the rows of which no other one is better at no more cost, told by paired tests."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.config import EvaluationConfig
 from pipeline.evaluation import ablation, page, plots, significance
 from pipeline.evaluation.ablation import SURE
-from pipeline.evaluation.metrics import RANGE
 
 SLACK = 0.02
 """Relative difference up to which two rows count as equally fast or small."""
@@ -25,27 +25,25 @@ def verdicts(
 ) -> dict[str, dict[str, Any]]:
     """The verdict on each row: on the front, tied with a row that costs no more, or surely below one.
 
+    A row is held against the best of those that cost no more. As the queries that choose it are those of the test,
+    the p is corrected for all pairs of which one row costs no more than the other.
+
     Args:
         rows: name → `speed`, `bytes` and `valid`, the mean on the valid queries.
         valid: name → (queries, 1) values.
     """
     rivals: dict[str, str] = {}
     for name, row in rows.items():
-        better = [
-            other
-            for other, item in rows.items()
-            if item["valid"] > row["valid"]
-            and all(costs_no_more(item[cost], row[cost]) for cost, costs_no_more in CHEAPER.items())
-        ]
+        better = [other for other, item in rows.items() if item["valid"] > row["valid"] and _costs_no_more(item, row)]
         if better:
             rivals[name] = max(better, key=lambda other: rows[other]["valid"])
-    p_values = [
-        significance.difference(
-            valid[rival][:, 0], valid[name][:, 0], resamples=config.bootstrap, seed=config.seed, bounds=RANGE
-        ).p
-        for name, rival in rivals.items()
-    ]
-    corrected = dict(zip(rivals, significance.holm(p_values), strict=True)) if rivals else {}
+    p_values = significance.chosen_differences(
+        [(valid[rival][:, 0], valid[name][:, 0]) for name, rival in rivals.items()],
+        family=sum(_comparable(one, other) for one, other in itertools.combinations(rows.values(), 2)),
+        flips=config.bootstrap,
+        seed=config.seed,
+    )
+    corrected = dict(zip(rivals, p_values, strict=True))
     judged: dict[str, dict[str, Any]] = {}
     for name in rows:
         if name not in rivals:
@@ -55,6 +53,15 @@ def verdicts(
         text = f"below {rivals[name]}" if below else f"tied with {rivals[name]}"
         judged[name] = {"front": False, "verdict": text, "rival": rivals[name], "p": corrected[name]}
     return judged
+
+
+def _costs_no_more(row: Mapping[str, Any], rival: Mapping[str, Any]) -> bool:
+    """Whether a row is at least as good as another in each cost."""
+    return all(no_more(row[cost], rival[cost]) for cost, no_more in CHEAPER.items())
+
+
+def _comparable(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return _costs_no_more(one, other) or _costs_no_more(other, one)
 
 
 def front_plot(study: Mapping[str, Any], cost: str, label: str) -> str:

@@ -42,6 +42,8 @@ POWER = 0.8
 """Probability with which the smallest detectable difference is shown."""
 RESAMPLES = 10_000
 """Resamples of a bootstrap, and sign flips of a test, where the caller names no number."""
+FLIPS_A_PAIR = 4
+"""Sign flips for each pair of a family, times 1 / 0.05: the smallest possible p is a quarter of what makes one sure."""
 TIE = 1e-9
 """Two values of a measure that differ by no more are a tie."""
 
@@ -208,17 +210,43 @@ def detectable(gaps: ArrayLike, *, power: float = POWER) -> float:
     return float(reach * gap.std(ddof=1) / math.sqrt(len(gap)))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float], family: int = 0) -> list[float]:
     """The p values corrected for testing several hypotheses at once, in the order given.
+
+    Args:
+        p_values: one for each hypothesis that is tested.
+        family: number of hypotheses from which these were chosen by a look at the same data, such as all pairs of
+            systems where the best system was picked first; the others count as not rejected. 0 where all are tested.
 
     Source: Holm, A simple sequentially rejective multiple test procedure, 1979.
     """
+    hypotheses = max(family, len(p_values))
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     corrected, floor = [0.0] * len(p_values), 0.0
     for done, index in enumerate(order):
-        floor = max(floor, min(1.0, (len(p_values) - done) * p_values[index]))
+        floor = max(floor, min(1.0, (hypotheses - done) * p_values[index]))
         corrected[index] = floor
     return corrected
+
+
+def chosen_differences(
+    pairs: Sequence[tuple[ArrayLike, ArrayLike]], *, family: int, flips: int = RESAMPLES, seed: int = 13
+) -> list[float]:
+    """The p of each pair of systems that was chosen, by a look at the same queries, out of a family of pairs.
+
+    Each is that of a sign-flip test, corrected by Holm for the whole family: of equal systems the best is above the
+    worst by chance, the more so the more there are. There are so many flips that a p can be small enough for that.
+
+    Args:
+        pairs: (queries,) values of two systems on the same queries, for each pair that is tested.
+        family: number of pairs that could have been chosen.
+        flips: the least number of sign flips.
+    """
+    if not pairs:
+        return []
+    gaps = np.stack([np.subtract(_table(first), _table(second)) for first, second in pairs], axis=1)
+    needed = math.ceil(FLIPS_A_PAIR * family / (1 - CONFIDENCE))
+    return holm(sign_flip(gaps, flips=max(flips, needed), seed=seed), family)
 
 
 def _column(values: ArrayLike) -> Floats:

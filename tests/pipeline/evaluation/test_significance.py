@@ -142,3 +142,16 @@ def test_holm_on_a_worked_example() -> None:
     assert significance.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert significance.holm([0.9, 0.8]) == [1.0, 1.0]
     assert significance.holm([]) == []
+
+
+def test_holm_counts_the_hypotheses_that_a_look_at_the_data_left_out() -> None:
+    assert significance.holm([0.001, 0.01], family=10) == pytest.approx([0.01, 0.09])
+    assert significance.holm([0.01, 0.04], family=1) == significance.holm([0.01, 0.04])
+
+
+def test_a_sure_difference_stays_sure_in_a_family_of_thousands() -> None:
+    rng = np.random.default_rng(4)
+    worse, better = rng.normal(0, 1, (2, 200))
+    (p,) = significance.chosen_differences([(better + 1, worse)], family=3_000, flips=100)
+    assert p < 0.05
+    assert significance.chosen_differences([], family=0) == []

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import Augmentation, Recipe, weights_of
+from pipeline.config import Augmentation, RankerConfig, Recipe, weights_of
 from pipeline.errors import ConfigError
 from pipeline.models import width_pruning
 from pipeline.models.base_models import ModelShape
 from pipeline.training import ranker as ranker_stage
-from pipeline.training import ranker_shape
+from pipeline.training import ranker_chain, ranker_shape
 
 PLAIN, DISTILLED = "plain", "distilled"
 """The student without a teacher, which is the baseline, and the ranker as the recipe has it."""
@@ -28,6 +28,15 @@ GENERAL_TOKENS = 1_000_000
 AUGMENTED = 4.0
 """Augmented pairs for each labelled one where the recipe has no unlabelled ones, whose number they take otherwise."""
 
+WHOLE: dict[str, Any] = {
+    "intermediate": 0,
+    "feed_forward_rank": 0,
+    "embedding_rank": 0,
+    "int8_share": 0.0,
+    "max_tokens": 0,
+    "prune_vocabulary": False,
+}
+"""The keys of the ranker's section that make it smaller or cheaper beside its depth, as they do neither."""
 
 Change = Callable[[Recipe, ModelShape], Recipe]
 
@@ -72,13 +81,24 @@ def _with(**changes: Any) -> Change:
     return lambda recipe, _: _ranker(recipe, **changes)
 
 
-def _first_layers(recipe: Recipe, _: ModelShape) -> Recipe:
-    return _ranker(recipe, keep_layers=tuple(range(1, recipe.ranker.depth + 1)))
+def _first_layers(recipe: Recipe, source: ModelShape) -> Recipe:
+    return _keeping(recipe, source, tuple(range(1, recipe.ranker.depth + 1)))
 
 
 def _last_layers(recipe: Recipe, source: ModelShape) -> Recipe:
     kept = recipe.ranker.depth
-    return _ranker(recipe, keep_layers=tuple(range(source.layers - kept + 1, source.layers + 1)))
+    return _keeping(recipe, source, tuple(range(source.layers - kept + 1, source.layers + 1)))
+
+
+def _keeping(recipe: Recipe, source: ModelShape, layers: tuple[int, ...]) -> Recipe:
+    """The recipe whose ranker is cut to these layers.
+
+    Raises:
+        ConfigError: it is cut to them as it is.
+    """
+    if layers == ranker_shape.kept(recipe.ranker, source.layers):
+        raise ConfigError(f"the recipe's ranker is cut to layers {', '.join(map(str, layers))} already")
+    return _ranker(recipe, keep_layers=layers)
 
 
 def _general(recipe: Recipe, _: ModelShape) -> Recipe:
@@ -98,15 +118,27 @@ def _depth(layers: int) -> Change:
     return change
 
 
-def _assistant(recipe: Recipe, source: ModelShape) -> Recipe:
-    kept, depth = recipe.ranker.depth, source.layers
+def _teaching(recipe: Recipe, layers: int, **changes: Any) -> RankerConfig:
+    """The section of a model of this depth that stands between the teacher and the ranker.
+
+    It learns as the ranker does, and what makes the ranker small beside its depth is left out.
+    """
+    alone: dict[str, Any] = {"keep_layers": (), "layer_map": (), "hidden_weight": 0.0, "plain": False}
+    return dataclasses.replace(recipe.ranker, layers=layers, **WHOLE | alone | changes)
+
+
+def _taught_depth(recipe: Recipe) -> int:
+    """Number of layers of the teacher, which the recipe's assistants do not change."""
+    return next(ranker_chain.cuts(recipe)).teacher.layers
+
+
+def _assistant(recipe: Recipe, _: ModelShape) -> Recipe:
+    kept, depth = recipe.ranker.depth, _taught_depth(recipe)
     between = (depth + kept) // 2
     if not kept < between < depth:
         raise ConfigError(f"no depth lies between the ranker's {kept} layers and its teacher's {depth}")
-    assistant = dataclasses.replace(
-        recipe.ranker, layers=between, keep_layers=(), layer_map=(), hidden_weight=0.0, plain=False
-    )
-    return dataclasses.replace(_ranker(recipe, hidden_weight=0.0, keep_layers=()), assistants=(assistant,))
+    ranker = _ranker(recipe, hidden_weight=0.0, keep_layers=(), layers=kept)
+    return dataclasses.replace(ranker, assistants=(_teaching(recipe, between),))
 
 
 def _born_again(recipe: Recipe, _: ModelShape) -> Recipe:
@@ -115,23 +147,18 @@ def _born_again(recipe: Recipe, _: ModelShape) -> Recipe:
     return dataclasses.replace(recipe, assistants=(first,), ranker=again)
 
 
-def _noisy_student(recipe: Recipe, source: ModelShape) -> Recipe:
+def _noisy_student(recipe: Recipe, _: ModelShape) -> Recipe:
     """The recipe whose teacher is trained again, with noise, on its own scores of all pairs, and then teaches."""
-    alike = dataclasses.replace(
-        recipe.ranker,
-        base=ranker_stage.FROM_BASE,
-        layers=source.layers,
-        keep_layers=(),
-        layer_map=(),
-        hidden_weight=0.0,
-        dropout=0.1,
-        plain=False,
-    )
-    return dataclasses.replace(recipe, assistants=(alike,))
+    noise: dict[str, Any] = {"base": ranker_stage.FROM_BASE, "dropout": 0.1, "mutual_weight": 0.0, "general_tokens": 0}
+    return dataclasses.replace(recipe, assistants=(_teaching(recipe, _taught_depth(recipe), **noise),))
 
 
-def _inner_relations(recipe: Recipe, source: ModelShape) -> Recipe:
-    return _ranker(recipe, relation_weight=1.0, relation_layer=max(1, round(0.75 * source.layers)))
+def _inner_relations(recipe: Recipe, _: ModelShape) -> Recipe:
+    last = list(ranker_chain.cuts(recipe))[-1]
+    layer = max(1, round(0.75 * last.teacher.layers))
+    if layer == last.teacher.layers:
+        raise ConfigError(f"of the teacher's {layer} layers the one at three quarters is the last")
+    return _ranker(recipe, relation_weight=1.0, relation_layer=layer)
 
 
 def _feed_forward(share: float) -> Change:
@@ -179,19 +206,14 @@ def _narrow_embeddings(recipe: Recipe, source: ModelShape) -> Recipe:
 
 def _int8_aware(share: float) -> Change:
     """The recipe whose ranker is rounded to int8 in the last `share` of its training."""
-
-    def change(recipe: Recipe, _: ModelShape) -> Recipe:
-        if "int8" not in recipe.study.precisions:
-            raise ConfigError("study.precisions lacks int8, for which this method trains; add it")
-        return _ranker(recipe, int8_share=share)
-
-    return change
+    return _with(int8_share=share)
 
 
 def _tokens(count: int) -> Change:
     def change(recipe: Recipe, _: ModelShape) -> Recipe:
-        if count >= (recipe.ranker.max_tokens or recipe.teacher.max_tokens):
-            raise ConfigError(f"the ranker reads no more than {recipe.teacher.max_tokens} tokens as it is")
+        most = recipe.ranker.max_tokens or recipe.teacher.max_tokens
+        if count >= most:
+            raise ConfigError(f"the ranker reads no more than {most} tokens as it is")
         if count <= recipe.teacher.max_query_tokens + 4:
             raise ConfigError(
                 f"queries of up to {recipe.teacher.max_query_tokens} tokens leave no room for a document in {count}"
@@ -214,6 +236,8 @@ def _augmented(*kinds: Augmentation, beside: bool = False) -> Change:
     """The recipe with augmented pairs: as many as it has unlabelled ones, in their place or beside them."""
 
     def change(recipe: Recipe, _: ModelShape) -> Recipe:
+        if beside and not recipe.candidates.unlabelled:
+            raise ConfigError("the recipe has no unlabelled pairs that augmented ones could stand beside")
         ratio = recipe.candidates.unlabelled or AUGMENTED
         kept = recipe.candidates.unlabelled if beside else 0.0
         augmented = dataclasses.replace(recipe.candidates, unlabelled=kept, augmented=ratio, augmentation=kinds)
@@ -260,7 +284,10 @@ METHODS = (
         _TINY,
     ),
     Method(
-        "minilm-last", "relations of the last layer", _with(relation_weight=1.0), "Wang et al. 2020, arXiv:2002.10957"
+        "minilm-last",
+        "relations of the last layer",
+        _with(relation_weight=1.0, relation_layer=0),
+        "Wang et al. 2020, arXiv:2002.10957",
     ),
     Method(
         "minilm-inner",

@@ -44,6 +44,7 @@ def ablate(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.
     recipe = training.fitted(recipe)
     run = runner.Runner(workspace, execute, engine=engine_of(recipe.compute))
     sets = _loss_sets(recipe)
+    training.check(recipe, run)
     widest = dataclasses.replace(recipe, ranker=_widest(recipe.ranker, sets))
     inputs = training.prepare(widest, run)
     pool = run(candidates.pool, recipe.candidates, data=inputs.data, runs=[inputs.bm25_run])

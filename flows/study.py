@@ -10,135 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows import comparisons, runner, shape_search, training
+from flows import comparisons, runner, shape_search, study_plan, training
+from flows.study_plan import StudyMethod
 from flows.training_inputs import TrainingInputs
-from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
 from pipeline.compute import engine_of
-from pipeline.config import CandidatesConfig, Precision, RankerConfig, Recipe
+from pipeline.config import Precision, RankerConfig, Recipe
 from pipeline.errors import ConfigError
 from pipeline.evaluation.ablation import AblationRun
 from pipeline.evaluation.study import StudentCost, StudyRow, row_name
 from pipeline.text import counted
-from pipeline.training.compression import METHODS, Method, by_name
-
-FREE = ("ranker", "assistants", "external_teacher")
-"""Sections that a variant may change; of `candidates` it may change the keys of unlabelled and augmented pairs."""
-
-SEARCHED = "searched"
-"""Name of the method whose depth and width the shape search chooses (`shape_search`)."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class StudyMethod:
-    """One method of training the ranker, ready to run: known, a variant of the recipe, or the shape search's."""
-
-    name: str
-    summary: str
-    """A line that says what is done to the ranker."""
-    source: str
-    """The paper; empty for a variant of the recipe."""
-    recipe: Recipe
-    """The study's recipe, changed so that its ranker is trained by this method."""
-    from_teacher: bool = True
-    """Whether the ranker learns from the teacher's scores; else from grades alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class StudyPlan:
-    """The methods of a study, and the known methods that cannot apply to the recipe's models."""
-
-    methods: tuple[StudyMethod, ...]
-    refused: Mapping[str, str]
-    """Name → reason."""
-
-
-def plan(recipe: Recipe) -> StudyPlan:
-    """The methods that the recipe's section `study` asks for, each checked against the models' configs.
-
-    Raises:
-        ConfigError: a method or variant that the recipe names is unknown, cannot apply, or would need a teacher of its
-            own; the message names it.
-    """
-    from pipeline.training import ranker_chain
-
-    wanted = recipe.study.methods
-    methods: list[StudyMethod] = []
-    refused: dict[str, str] = {}
-    for known in METHODS if not wanted else [*METHODS[:2], *map(by_name, wanted)]:
-        if any(method.name == known.name for method in methods):
-            continue
-        try:
-            methods.append(_applied(recipe, known))
-        except ConfigError as error:
-            if wanted:
-                raise ConfigError(f"study.methods '{known.name}': {error}") from error
-            refused[known.name] = str(error)
-    for variant in recipe.study.variants:
-        try:
-            changed = recipes.changed(recipe, variant.set)
-            methods.append(_checked(recipe, StudyMethod(variant.name, " ".join(variant.set), "", changed)))
-        except ConfigError as error:
-            raise ConfigError(f"study.variants '{variant.name}': {error}") from error
-    _refuse_shared_names(recipe, [method.name for method in methods])
-    if recipe.study.search_cost:
-        shape_search.shapes(recipe, ranker_chain.source_shape(recipe))
-    return StudyPlan(tuple(methods), refused)
-
-
-def _refuse_shared_names(recipe: Recipe, methods: Sequence[str]) -> None:
-    """Raises `ConfigError` if two rows of the table would have one name, which only a variant can bring about."""
-    searched = [SEARCHED] if recipe.study.search_cost else []
-    rows = [row_name(name, precision) for name in (*methods, *searched) for precision in recipe.study.precisions]
-    rows += [comparisons.BM25, comparisons.TEACHER]
-    for variant in recipe.study.variants:
-        if any(rows.count(row_name(variant.name, precision)) > 1 for precision in recipe.study.precisions):
-            raise ConfigError(f"study.variants '{variant.name}': another row of the table has this name; rename it")
-
-
-def _applied(recipe: Recipe, known: Method) -> StudyMethod:
-    """A known method, applied to the recipe.
-
-    Raises:
-        ConfigError: it cannot apply to the recipe.
-    """
-    from pipeline.training import ranker_chain
-
-    changed = known.change(recipe, ranker_chain.source_shape(recipe))
-    return _checked(recipe, StudyMethod(known.name, known.summary, known.source, changed, known.from_teacher))
-
-
-def _checked(recipe: Recipe, method: StudyMethod) -> StudyMethod:
-    """The method, checked: it shares the study's teacher, and its ranker can be trained.
-
-    Its `ranker.plain`, a second student trained without the teacher, is set to false: a study has that student as a
-    method of its own.
-
-    Raises:
-        ConfigError: the method would need another teacher than the recipe's, or its ranker cannot be trained.
-    """
-    from pipeline.training import preflight
-
-    kept = {name: getattr(recipe, name) for name in FREE}
-    kept["candidates"] = _labelled(recipe.candidates)
-    same = dataclasses.replace(method.recipe, candidates=_labelled(method.recipe.candidates))
-    if dataclasses.replace(same, **kept) != dataclasses.replace(recipe, **kept):
-        raise ConfigError(
-            f"it changes more than {', '.join(FREE)} and the ungraded pairs, so it would have another teacher or "
-            "other queries than the rest; run a study of its own"
-        )
-    own = dataclasses.replace(method.recipe, ranker=dataclasses.replace(method.recipe.ranker, plain=False))
-    preflight.check_rankers(own)
-    return dataclasses.replace(method, recipe=own)
-
-
-def _labelled(config: CandidatesConfig) -> CandidatesConfig:
-    """The section `candidates` with its keys of unlabelled and augmented pairs at their defaults."""
-    empty, ungraded = CandidatesConfig(), ("unlabelled", "augment")
-    names = [field.name for field in dataclasses.fields(config) if field.name.startswith(ungraded)]
-    return dataclasses.replace(config, **{name: getattr(empty, name) for name in names})
 
 
 def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.directly) -> Artifact:
@@ -156,12 +39,13 @@ def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.d
     from pipeline.evaluation import study as evaluation
     from serving.runtime import ranker_trials
 
-    recipe = training.fitted(recipe)
-    planned = plan(recipe)
+    recipe = _fp32_first(training.fitted(recipe))
+    planned = study_plan.plan(recipe)
     for name, reason in planned.refused.items():
         log.info("%s is left out: %s", name, reason)
     run = runner.Runner(workspace, execute, engine=engine_of(recipe.compute))
     began = minutes()
+    training.check(recipe, run)
     inputs = training.prepare(dataclasses.replace(recipe, assistants=(), ranker=_scored_for(recipe)), run)
     pool = run(candidates.pool, recipe.candidates, data=inputs.data, runs=[inputs.bm25_run])
     references = comparisons.references(inputs, pool, run)
@@ -185,8 +69,15 @@ def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.d
             seeds=recipe.study.seeds,
             rows=_rows(recipe, methods, trained),
             refused=dict(planned.refused),
+            shared=inputs.teacher,
         ),
     )
+
+
+def _fp32_first(recipe: Recipe) -> Recipe:
+    """The recipe with fp32 as the first precision of its study, so that the baseline is the plain student in fp32."""
+    precisions = tuple(sorted(recipe.study.precisions, key=lambda name: name != "fp32"))
+    return dataclasses.replace(recipe, study=dataclasses.replace(recipe.study, precisions=precisions))
 
 
 def _rows(recipe: Recipe, methods: Sequence[StudyMethod], trained: Sequence["_TrainedStudent"]) -> tuple[StudyRow, ...]:
@@ -236,9 +127,7 @@ def _searched(recipe: Recipe, run: runner.Runner, began: float) -> StudyMethod:
 
     source = ranker_chain.source_shape(recipe)
     best = shape_search.search(recipe, source, train, scoring.MEASURE)
-    summary = f"{best.layers} layers × {best.units} units, found at {best.cost:.0%} of the ranker's products"
-    changed = dataclasses.replace(recipe, ranker=best.of(recipe.ranker, source))
-    return _checked(recipe, StudyMethod(SEARCHED, summary, shape_search.SOURCE, changed))
+    return study_plan.checked(recipe, study_plan.of_shape(recipe, best))
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,8 +190,7 @@ def _student(
     from pipeline.export import bundle
 
     model = _trained(recipe, method, comparisons.seeded(method.recipe.ranker, seed), run)
-    export = dataclasses.replace(recipe.export, precisions=recipe.study.precisions)
-    return model, run(bundle.make, export, model=model, data=inputs.data, pairs=inputs.pairs)
+    return model, run(bundle.make, method.recipe.export, model=model, data=inputs.data, pairs=inputs.pairs)
 
 
 def _trained(recipe: Recipe, method: StudyMethod, config: RankerConfig, run: runner.Runner) -> Artifact:
@@ -311,10 +199,10 @@ def _trained(recipe: Recipe, method: StudyMethod, config: RankerConfig, run: run
 
     # A method that needs no hidden states takes the scores stored with those of the recipe's own ranker, although it
     # ignores them: so the teacher scores the pairs once for all such methods.
-    scored = dataclasses.replace(method.recipe, ranker=config)
+    states = None
     if not (method.recipe.assistants or method.recipe.external_teacher.given or config.hidden_weight):
-        scored = dataclasses.replace(scored, ranker=_scored_for(dataclasses.replace(recipe, assistants=())))
-    inputs = training.prepare(scored, run)
+        states = _scored_for(dataclasses.replace(recipe, assistants=()))
+    inputs = training.prepare(dataclasses.replace(method.recipe, ranker=config), run, states=states)
     return run(
         ranker.make,
         config if method.from_teacher else dataclasses.replace(ranker.plain(config), plain=False),
@@ -331,16 +219,3 @@ def read(artifact: Artifact) -> dict[str, Any]:
     """The content of study.json."""
     results: dict[str, Any] = json.loads(artifact.file("study.json").read_text(encoding="utf-8"))
     return results
-
-
-def catalogue(recipe: Recipe | None = None) -> Sequence[Mapping[str, str]]:
-    """The known methods: name, summary, source and, with a recipe, why a method cannot apply to it."""
-    refused: Mapping[str, str] = {}
-    if recipe is not None:
-        for name in recipe.study.methods:
-            by_name(name)
-        refused = plan(dataclasses.replace(recipe, study=dataclasses.replace(recipe.study, methods=()))).refused
-    return [
-        {"name": item.name, "summary": item.summary, "source": item.source, "refused": refused.get(item.name, "")}
-        for item in METHODS
-    ]

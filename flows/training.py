@@ -45,8 +45,12 @@ def fitted(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, export=dataclasses.replace(export, precisions=precisions))
 
 
-def prepare(recipe: Recipe, run: Runner) -> TrainingInputs:
+def prepare(recipe: Recipe, run: Runner, *, states: RankerConfig | None = None) -> TrainingInputs:
     """Makes data, pairs, teacher, assistants and their scores: all that the students of a recipe learn from.
+
+    Args:
+        states: the ranker section whose hidden states of the teacher are stored with its scores; None for that of the
+            teacher's first student. A student that needs no states can so share the scores that another one needs.
 
     Raises:
         ConfigError: a student cannot be cut or taught as the recipe says; raised before anything is made.
@@ -54,7 +58,7 @@ def prepare(recipe: Recipe, run: Runner) -> TrainingInputs:
     from pipeline.training import preflight
 
     preflight.check_rankers(recipe)
-    inputs = _with_teacher(recipe, _teacher_inputs(recipe, run), run)
+    inputs = _with_teacher(recipe, _teacher_inputs(recipe, run), run, states or _students(recipe)[0])
     if inputs.first_stage is None and any(student.fused_teacher for student in _students(recipe)):
         first = _first_stage(recipe, train_encoder(recipe, inputs, run), inputs, run)
         inputs = dataclasses.replace(inputs, first_stage=first)
@@ -87,15 +91,18 @@ def _teacher_inputs(recipe: Recipe, run: Runner) -> TeacherInputs:
     return dataclasses.replace(inputs, pairs=_pairs_of_both(recipe, first, inputs, run), first_stage=first)
 
 
-def _with_teacher(recipe: Recipe, inputs: TeacherInputs, run: Runner) -> TrainingInputs:
-    """Trains the teacher and lets it score the pairs; until assistants are trained, the ranker learns from it."""
+def _with_teacher(recipe: Recipe, inputs: TeacherInputs, run: Runner, states: RankerConfig) -> TrainingInputs:
+    """Trains the teacher and lets it score the pairs; until assistants are trained, the ranker learns from it.
+
+    Args:
+        states: decides which hidden states are stored with the scores, and nothing else.
+    """
     from pipeline.training import teacher
 
     large = run(teacher.make, recipe.teacher, recipe.candidates, data=inputs.data, pairs=inputs.pairs, base=inputs.base)
     ranker_pairs = with_ungraded(recipe, inputs, run)
-    first_student = _students(recipe)[0]
-    scores = score_pairs(recipe, first_student, inputs, run, teacher=large, pairs=ranker_pairs)
-    if first_student.teachers > 1:
+    scores = score_pairs(recipe, states, inputs, run, teacher=large, pairs=ranker_pairs)
+    if _students(recipe)[0].teachers > 1:
         scores = _mean_scores(recipe, inputs, run, first=scores, pairs=ranker_pairs)
     return TrainingInputs(
         data=inputs.data,

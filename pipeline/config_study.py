@@ -50,7 +50,7 @@ class VariantConfig:
     external_teacher, and the unlabelled pairs of candidates: what comes after the teacher."""
 
     def __post_init__(self) -> None:
-        if not (self.name and self.set):
+        if not (self.name.strip() and self.set):
             raise ConfigError("study.variants: each needs a name and at least one change in `set`")
         if printable(self.name) != self.name:
             raise ConfigError(f"study.variants {self.name!r}: a name is one line of characters that can be printed")

@@ -164,10 +164,11 @@ def study(
 
     loaded = recipes.load(Path(recipe), overrides or []) if list_ways else _with_data(recipe, overrides)
     from flows import study as flow
+    from flows import study_plan
     from pipeline.evaluation import study_table
 
     if list_ways:
-        methods = flow.catalogue(loaded)
+        methods = study_plan.catalogue(loaded)
         width = max(len(method["name"]) for method in methods) + 2
         lines = [
             f"{method['name']:<{width}}{method['refused'] and 'cannot apply: '}{method['refused'] or method['summary']}"

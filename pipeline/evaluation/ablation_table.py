@@ -45,6 +45,24 @@ def _cells(ablation: Mapping[str, Any], measure: str) -> tuple[list[str], list[l
     return heads, rows
 
 
+def gap_remark(content: Mapping[str, Any]) -> str:
+    """A sentence on shares of the gap where it is not surely above 0 on the test queries, else an empty text.
+
+    Args:
+        content: what ablation.json or study.json holds.
+    """
+    first, ceiling, measure = content["kinds"][0], content["ceiling"], content["headline"]
+    behind = content["systems"][first]["ceiling"][measure]  # The first system less the ceiling.
+    if behind["mean"] is None or behind["high"] < 0:
+        return ""
+    if behind["mean"] >= 0:
+        return f"{ceiling} is no better than {first} here, so there is no gap that could be closed."
+    return (
+        f"{ceiling} leads {first} by {-behind['mean']:.4f} [{-behind['high']:.4f}, {-behind['low']:.4f}], not surely "
+        "above 0, so shares of that gap say little."
+    )
+
+
 def verdict(ablation: Mapping[str, Any]) -> str:
     """The result of the choice, in a sentence or two."""
     choice = ablation["choice"]
@@ -63,7 +81,7 @@ def markdown(ablation: Mapping[str, Any]) -> str:
     for measure in tabled(ablation):
         heads, rows = _cells(ablation, measure)
         lines += [*text_tables.markdown(heads, rows), ""]
-    return "\n".join([*lines, verdict(ablation), ""])
+    return "\n".join([*lines, *filter(None, [gap_remark(ablation)]), verdict(ablation), ""])
 
 
 def card(ablation: Mapping[str, Any]) -> "RenderableType":
@@ -78,4 +96,4 @@ def card(ablation: Mapping[str, Any]) -> "RenderableType":
     parts: list[RenderableType] = [Text(f"{ablation['title']}, {counted(ablation['queries'], 'test query')}")]
     for measure in tabled(ablation):
         parts += [text_tables.terminal(*_cells(ablation, measure)), Text()]
-    return Group(*parts, Text(verdict(ablation)))
+    return Group(*parts, *map(Text, filter(None, [gap_remark(ablation)])), Text(verdict(ablation)))

@@ -26,7 +26,7 @@ def verdicts(
     """The verdict on each row: on the front, tied with a row that costs no more, or surely below one.
 
     A row is held against the best of those that cost no more. As the queries that choose it are those of the test,
-    the p is corrected for all pairs of which one row costs no more than the other.
+    the p value is corrected for all pairs of which one row costs no more than the other.
 
     Args:
         rows: name → `speed`, `bytes` and `valid`, the mean on the valid queries.
@@ -39,7 +39,7 @@ def verdicts(
             rivals[name] = max(better, key=lambda other: rows[other]["valid"])
     p_values = significance.chosen_differences(
         [(valid[rival][:, 0], valid[name][:, 0]) for name, rival in rivals.items()],
-        family=sum(_comparable(one, other) for one, other in itertools.combinations(rows.values(), 2)),
+        family=sum(_comparable(row, rival) for row, rival in itertools.combinations(rows.values(), 2)),
         flips=config.bootstrap,
         seed=config.seed,
     )
@@ -60,8 +60,8 @@ def _costs_no_more(row: Mapping[str, Any], rival: Mapping[str, Any]) -> bool:
     return all(no_more(row[cost], rival[cost]) for cost, no_more in CHEAPER.items())
 
 
-def _comparable(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return _costs_no_more(one, other) or _costs_no_more(other, one)
+def _comparable(row: Mapping[str, Any], rival: Mapping[str, Any]) -> bool:
+    return _costs_no_more(row, rival) or _costs_no_more(rival, row)
 
 
 def front_plot(study: Mapping[str, Any], cost: str, label: str) -> str:

@@ -43,7 +43,7 @@ POWER = 0.8
 RESAMPLES = 10_000
 """Resamples of a bootstrap, and sign flips of a test, where the caller names no number."""
 FLIPS_A_PAIR = 4
-"""Sign flips for each pair of a family, times 1 / 0.05: the smallest possible p is a quarter of what makes one sure."""
+"""Sign flips for each pair of a family, times 1 / 0.05: one flip as extreme is a quarter of what is allowed."""
 TIE = 1e-9
 """Two values of a measure that differ by no more are a tie."""
 
@@ -232,10 +232,10 @@ def holm(p_values: Sequence[float], family: int = 0) -> list[float]:
 def chosen_differences(
     pairs: Sequence[tuple[ArrayLike, ArrayLike]], *, family: int, flips: int = RESAMPLES, seed: int = 13
 ) -> list[float]:
-    """The p of each pair of systems that was chosen, by a look at the same queries, out of a family of pairs.
+    """The corrected p values of pairs of systems that a look at the same queries chose from a family of pairs.
 
-    Each is that of a sign-flip test, corrected by Holm for the whole family: of equal systems the best is above the
-    worst by chance, the more so the more there are. There are so many flips that a p can be small enough for that.
+    They are those of sign-flip tests, corrected by Holm for the whole family: of equal systems the best is above the
+    worst by chance, the more so the more there are. The flips are so many that a p value can be small enough.
 
     Args:
         pairs: (queries,) values of two systems on the same queries, for each pair that is tested.

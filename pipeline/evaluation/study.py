@@ -2,38 +2,36 @@
 
     keeps    nDCG and pairwise accuracy on the test queries, and the share of the gap from the plain student to the
              teacher that is closed
-    costs    pairs per second of one core and bytes of the exported model, seconds of training
+    costs    pairs per second of one core and bytes of the exported model, seconds of all trainings that it takes
+             beside the teacher's: those of assistants, further teachers and general distillation too
     verdict  from the valid queries; the test queries of the table take no part in it
 
 A row is on the front if no row that is at least as fast and as small has a better mean on the valid queries. Otherwise
-it is tied with the best such row or surely below it, by a paired test over queries, corrected by Holm for the number of
-rows. Rows that lack a seed take no part.
+it is tied with the best such row or surely below it, by a paired test over queries, corrected by Holm for all pairs of
+rows that could be compared so. Rows that lack a seed take no part.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pipeline import disk
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import EvaluationConfig
-from pipeline.evaluation import ablation, fronts, report_stats, study_table
+from pipeline.evaluation import ablation, fronts, report_stats, study_table, training_costs
 from pipeline.evaluation.ablation import AblationRun
 from pipeline.evaluation.per_query import measures
 from pipeline.evaluation.per_query import settings as per_query_settings
 from pipeline.evaluation.report_summary import finite
 from pipeline.stage import Stage
 
-if TYPE_CHECKING:
-    pass
-
 STAGE = Stage(
     "study",
-    version=1,
+    version=2,
     inputs={"data": "data", "pool": "pool", "speeds": "speeds", "references": "scores", "students": "scores"},
     section="study",
 )
@@ -70,6 +68,8 @@ class StudyTable:
     """Number of seeds that each row should have."""
     rows: tuple[StudyRow, ...]
     """The rows, the first of which is the baseline."""
+    shared: Artifact
+    """The teacher, whose training is no cost of a row."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Known methods that cannot apply to the recipe's models, with the reason."""
 
@@ -116,7 +116,8 @@ def make(
         frames = {split: ablation.values_per_query(config, data, pool, trials, split) for split in ("valid", "test")}
         trained = [row for row in plan.rows if row.costs]
         valid = ablation.query_tables(frames["valid"], [row.name for row in trained], list(measures(config))[:1])
-        rows = _rows(trained, plan, speeds, valid, config)
+        costs = {row.name: _costs(workspace, row, plan.shared, speeds) for row in trained}
+        rows = _rows(costs, plan, valid, config)
         study = finite(
             {
                 "title": plan.title,
@@ -140,6 +141,7 @@ def make(
         "seeds": plan.seeds,
         "title": plan.title,
         "refused": dict(plan.refused),
+        "shared": plan.shared.fingerprint,
     }
     return STAGE.make(workspace, config=settings, inputs=inputs, build=build)
 
@@ -155,30 +157,29 @@ def _write(folder: Path, study: Mapping[str, Any]) -> None:
 
 
 def _rows(
-    trained: Sequence[StudyRow],
+    costs: Mapping[str, dict[str, Any]],
     plan: StudyTable,
-    speeds: Artifact,
     valid: Mapping[str, ablation.Floats],
     config: EvaluationConfig,
 ) -> dict[str, dict[str, Any]]:
     """Name of a row → its costs, its mean on the valid queries and its verdict.
 
     Args:
-        trained: the rows that have a trained student.
+        costs: name of a row that has a trained student → its costs.
         valid: name of a row → (queries, 1) values.
     """
     means = {name: float(ablation.means_of(table)[0]) for name, table in valid.items()}
-    rows = {row.name: _costs(row, speeds) | {"valid": means[row.name]} for row in trained}
+    rows = {name: row | {"valid": means[name]} for name, row in costs.items()}
     complete = {name: row for name, row in rows.items() if name not in plan.incomplete()}
     judged = fronts.verdicts(complete, valid, config)
     return {name: row | judged.get(name, {"verdict": "incomplete"}) for name, row in rows.items()}
 
 
-def _costs(row: StudyRow, speeds: Artifact) -> dict[str, Any]:
+def _costs(workspace: Path, row: StudyRow, teacher: Artifact, speeds: Artifact) -> dict[str, Any]:
     """Speed and size of the exported model of the first seed, and the mean training time over the seeds."""
     rates = json.loads(speeds.file("speeds.json").read_text(encoding="utf-8"))
     first = row.costs[0].bundle
-    seconds = [item.model.metrics["seconds"] for item in row.costs if "seconds" in item.model.metrics]
+    seconds = [training_costs.seconds_of(workspace, item.model, [teacher]) for item in row.costs]
     return {
         "summary": row.summary,
         "source": row.source,
@@ -186,5 +187,5 @@ def _costs(row: StudyRow, speeds: Artifact) -> dict[str, Any]:
         "seeds": len(row.costs),
         "speed": rates[first.fingerprint][row.precision],
         "bytes": report_stats.bundle(first)["precisions"][row.precision]["bytes"],
-        "training_seconds": float(np.mean(seconds)) if seconds else None,
+        "training_seconds": float(np.mean(seconds)),
     }

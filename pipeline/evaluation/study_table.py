@@ -29,12 +29,11 @@ def cells(study: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             closed = system.get("closed", {}).get(measure)
             line += [page.interval(system["measures"][measure], digits=4), "" if closed is None else f"{closed:.0%}"]
         if row is not None:
-            seconds = row["training_seconds"]
             line += [
                 page.interval(system["ceiling"][shown[0]], digits=4),
                 f"{row['speed']:,.0f}",
                 f"{row['bytes'] / 1e6:,.1f}",
-                "" if seconds is None else f"{seconds:,.0f}",
+                f"{row['training_seconds']:,.0f}",
                 row["verdict"],
             ]
         lines.append(line + [""] * (len(heads) - len(line)))
@@ -48,6 +47,7 @@ def remarks(study: Mapping[str, Any]) -> list[str]:
         f"Verdicts come from {counted(study['valid_queries'], 'valid query')}, the other columns from "
         f"{counted(study['queries'], 'test query')}. {counted(len(complete), 'row', 'were')} compared."
     ]
+    sentences += filter(None, [ablation_table.gap_remark(study)])
     if study["incomplete"]:
         sentences.append(
             f"Incomplete, without a verdict and not on the front: {', '.join(study['incomplete'])}. Run the study "

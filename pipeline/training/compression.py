@@ -119,7 +119,7 @@ def _depth(layers: int) -> Change:
 
 
 def _teaching(recipe: Recipe, layers: int, **changes: Any) -> RankerConfig:
-    """The section of a model of this depth that stands between the teacher and the ranker.
+    """The section `ranker` of a model of this depth that stands between the teacher and the ranker.
 
     It learns as the ranker does, and what makes the ranker small beside its depth is left out.
     """

@@ -167,11 +167,13 @@ def check_lengths(recipe: Recipe) -> None:
     wanted.append(("encoder", ranker_chain.served_bases(recipe)["encoder.base"], recipe.encoder.max_tokens))
     if recipe.pretrain.enabled or recipe.teacher.base == pretrain.SCRATCH:
         wanted.append(("pretrain", recipe.teacher.base, recipe.pretrain.max_tokens))
+    cut_from = recipe.teacher.base
     for path, student in ranker_chain.students(recipe):
         if student.base == pretrain.SCRATCH:
             wanted.append(("pretrain", pretrain.SCRATCH, recipe.pretrain.max_tokens))
-        if student.base not in (ranker.FROM_TEACHER, ranker.FROM_BASE):
-            wanted.append((path, student.base, student.max_tokens or recipe.teacher.max_tokens))
+        known = {ranker.FROM_TEACHER: cut_from, ranker.FROM_BASE: recipe.teacher.base}
+        cut_from = known.get(student.base, student.base)
+        wanted.append((path, cut_from, student.max_tokens or recipe.teacher.max_tokens))
     for section, base, max_tokens in wanted:
         scratch = base == pretrain.SCRATCH
         positions = recipe.pretrain.scratch.positions if scratch else tokenizers.positions(_config(base))
@@ -302,6 +304,27 @@ def check_rankers(recipe: Recipe) -> None:
     for path, config, source, teacher in ranker_chain.cuts(recipe):
         with named("ranker", path):
             ranker_shape.cut(config, source, teacher)
+
+
+def check_students(recipe: Recipe, *, checked: Recipe) -> None:
+    """Checks what else can be told of the students of a recipe that shares its teacher with a recipe checked before.
+
+    Args:
+        recipe: its rankers can be cut and taught, as `check_rankers` tells.
+        checked: the recipe checked before; base models that both name are not read again.
+
+    Raises:
+        ConfigError: a student cannot be exported, or its texts are too long for its model.
+        MissingError: a base model or a file is not there.
+    """
+    new = [student.base for _, student in ranker_chain.students(recipe)]
+    if set(new) - {student.base for _, student in ranker_chain.students(checked)}:
+        check_bases(recipe)
+        check_loads(recipe)
+    check_exports(recipe)
+    check_lengths(recipe)
+    check_passages(recipe)
+    check_files(recipe)
 
 
 def check_encoder(recipe: Recipe) -> None:

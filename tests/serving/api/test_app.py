@@ -491,9 +491,13 @@ def test_token_ids_are_their_text(client: TestClient, tiny: Any, lifecycle: Life
     assert [item["embedding"] for item in answer["data"]] == [expected] * 2
 
 
-@pytest.mark.parametrize("ids", [[399_999], [UNKNOWN], [5, UNKNOWN, 6], [2**40], [CLS, SEP]])
+@pytest.mark.parametrize("ids", [[399_999], [UNKNOWN], [5, UNKNOWN, 6], [2**40]])
 def test_token_ids_that_no_text_has_are_refused(client: TestClient, ids: list[int]) -> None:
     refused(client.post("/embed", json={"inputs": [ids]}), 422, "inputs[0]: these token ids are not")
+
+
+def test_the_token_ids_of_no_text_are_empty(client: TestClient) -> None:
+    refused(client.post("/embed", json={"inputs": [[CLS, SEP]]}), 422, "inputs[0] is empty")
 
 
 def test_texts_are_cut_or_refused_as_the_client_wants(client: TestClient) -> None:

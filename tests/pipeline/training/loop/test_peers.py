@@ -136,8 +136,9 @@ def test_two_nodes_train_as_one_process_and_go_on_after_losses(
     assert "has given no sign of life" in survivor
     _, survivor = on_nodes(base, lossy, "without-0", lost=0)
     assert "relevance: torchrun's store at 127.0.0.1:" in survivor
-    for text in (survivor, *on_nodes(base, lossy, "last")):
-        assert peers.RESUME in text or "Error" not in text
+    assert peers.RESUME in survivor
+    for text in on_nodes(base, lossy, "last"):
+        assert "relevance:" not in text
     (history_resumed, seen, weights_resumed), _ = results(lossy)
     assert len(seen) < sum(map(len, (seen, seen_there))) / 2
     assert history_resumed == history

@@ -131,6 +131,14 @@ def refusals(registry: Releases, old: Artifact | None, release: Artifact, docume
     reasons = []
     if registry.was_rolled_back(release):
         reasons.append(f"a person rolled back these models; {by_hand}")
+    if old is not None and release_parts.has_part(old, "collection"):
+        divide = typed(
+            f"reindex --documents DOCUMENTS --shards N --release {release.fingerprint[:12]}", registry.workspace
+        )
+        reasons.append(
+            "the live release is one of several that divide the documents, and this one would stand in for all of "
+            f"them; `{divide}` divides them for these models; {by_hand}"
+        )
     if old is not None and (wrong := plausibility.implausible(old, documents)):
         reasons.append(f"the documents look wrong: {'; '.join(wrong)}; {by_hand}")
     return tuple(reasons)

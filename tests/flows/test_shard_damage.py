@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows import indexes, shards
+from flows import indexes, publishing, shards
 from index import ann, checks
 from index.shards import ROWS, shard_of
 from index.term_weights import COLLECTION, HOLDERS
 from pipeline import artifacts, release_parts
 from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError
+from pipeline.releases import Releases
 from serving.runtime.scheduler import Scheduler
 from serving.scoring.searcher import Searcher
 from serving.scoring.sharded import ShardClient
@@ -151,3 +152,15 @@ def test_contents_of_a_shard_that_cannot_be_are_named(
     (problem, *_) = checks.problems({name: part})
     assert str(folder) in problem
     assert re.search(words, problem)
+
+
+def test_no_retraining_stands_in_for_shards_by_itself(divided: Divided) -> None:
+    """It was published over the documents of one shard, or of the training, and went live in the place of all."""
+    workspace, published, front = divided
+    registry = Releases(workspace)
+    new = registry.open(published[0].fingerprint)
+    documents = release_parts.part(published[0], "documents")
+    for old in (front, *published):
+        (reason, *_) = publishing.refusals(registry, old, new, documents)
+        assert f"--shards N --release {new.fingerprint[:12]}" in reason
+        assert f"releases promote {new.fingerprint[:12]}" in reason

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import release_parts
 from pipeline import releases as registry
+from pipeline.errors import MissingError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -159,11 +160,17 @@ def open_release(workspace: str | Path = "workspace", release: str = "live") -> 
 
 
 def list_releases(workspace: str | Path = "workspace") -> "pd.DataFrame":
-    """Releases of a workspace, oldest first: name, recipe, time, size, and the mean measure of each judged system."""
+    """Releases of a workspace, oldest first: name, recipe, time, size, and the mean measure of each judged system.
+
+    Raises:
+        MissingError: no such folder.
+    """
     import pandas as pd
 
     from flows.releases import releases
 
+    if not Path(workspace).is_dir():
+        raise MissingError(f"{workspace}: no such folder; give the workspace that a retraining or quickstart wrote")
     return pd.DataFrame(releases(Path(workspace))["releases"])
 
 

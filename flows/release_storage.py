@@ -70,7 +70,8 @@ def pull(workspace: Path, address: str, release: str = "live", *, promote: bool 
 
     Raises:
         MissingError: no such release there.
-        ArtifactError: an object is not what its digest says, or the parts of the release do not fit each other.
+        ArtifactError: an object is not what its digest says, the parts of the release do not fit each other, or a copy
+            that was here before is damaged.
         UnavailableError: the storage cannot be read.
         ConflictError: another publisher made another release live here meanwhile; the pulled one is not live.
     """
@@ -83,7 +84,12 @@ def pull(workspace: Path, address: str, release: str = "live", *, promote: bool 
     with disk.readable_errors(final), locked(final):
         copied = 0 if final.exists() else _fetch(source, fingerprint, final)
     seen = registry.generation()
-    artifact = registry.open(fingerprint)
+    try:
+        artifact = registry.open(fingerprint)
+    except ArtifactError as error:
+        if copied:
+            raise
+        raise ArtifactError(f"{error}; this copy was here before: move {final} elsewhere and pull again") from error
     if promote and release == "live":
         registry.promote(fingerprint, reason=f"pulled from {address}", expected=seen)
     return {

@@ -67,6 +67,11 @@ def test_report_is_the_one_that_the_release_was_judged_by(release: notebook.Open
     assert release.fingerprint == trained.outcome.release.fingerprint
 
 
+def test_a_folder_that_is_not_there_has_no_list_of_releases(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="workspac: no such folder"):
+        notebook.list_releases(tmp_path / "workspac")
+
+
 def test_list_releases_names_the_live_one(trained: Trained) -> None:
     assert trained.outcome.release.fingerprint in set(notebook.list_releases(trained.workspace)["release"])
 

@@ -112,6 +112,18 @@ def test_a_damaged_object_is_refused_by_name_and_a_lost_one_too(
     assert release_storage.pull(tmp_path / "there", shared)["live"]
 
 
+def test_a_damaged_copy_is_moved_elsewhere_and_pulled_again(tiny: TinyWorkspace, shared: str, tmp_path: Path) -> None:
+    release_storage.push(tiny.path, shared)
+    pulled = release_storage.pull(tmp_path / "there", shared)["release"]
+    copy = Releases(tmp_path / "there").path(pulled)
+    (copy / "encoder" / "model.fp32.onnx").write_bytes(b"cut")
+    with pytest.raises(ArtifactError, match=f"model.fp32.onnx.*move {copy} elsewhere and pull again"):
+        release_storage.pull(tmp_path / "there", shared)
+    copy.rename(tmp_path / "elsewhere")
+    assert release_storage.pull(tmp_path / "there", shared)["copied_bytes"] > 0
+    assert release_parts.verify(copy).fingerprint == pulled
+
+
 @pytest.mark.parametrize("content", [b"\xff{}", b"", b"[]", b"{}"])
 def test_a_damaged_manifest_is_refused_by_name(
     content: bytes, tiny: TinyWorkspace, shared: str, tmp_path: Path

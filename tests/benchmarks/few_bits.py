@@ -1,6 +1,6 @@
 """Weights of 4 bits against 8: what a ranker or encoder of a workspace keeps of its order, its bytes and its speed.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/few_bits.py WORKSPACE [--model FINGERPRINT] [--tokens 60000]
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.few_bits WORKSPACE [--model FINGERPRINT] [--tokens 60000]
 
 Blocks of 32 weights share a scale and a zero point, as in Q-BERT (Shen et al. 2020, arXiv:1909.05840), whose groups
 these are; activations have 8 bits. In `mixed` the half of the layers that changes the outputs least, each alone at 4
@@ -8,7 +8,6 @@ bits, has 4 bits and the other half 8, in the place of Q-BERT's second derivativ
 is trained again. WORKSPACE holds a retraining or study that is done; the model is judged on valid queries.
 """
 
-import argparse
 import re
 import tempfile
 from collections.abc import Collection
@@ -20,15 +19,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from pipeline import artifacts
-from pipeline.config import ExportConfig
 from pipeline.export import graph, precision, sample, sensitivity
 from pipeline.export.bundle import ExportSource
 from pipeline.export.graph_shape import EMBEDDINGS
 from pipeline.export.parity import outputs, runner
 from pipeline.export.quantisation import Floats
+from tests.benchmarks.judged_model import JudgedModel
 
-TURNS = 3
 BLOCK = 32
 LEVELS = 15
 """The largest number of 4 bits."""
@@ -110,47 +107,27 @@ def least_sensitive(source: ExportSource, layers: list[str], taken: sample.Sampl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("workspace", type=Path)
-    parser.add_argument("--model", help="Fingerprint of a ranker, teacher or encoder; else the newest teacher.")
-    parser.add_argument(
-        "--tokens", type=int, default=ExportConfig().sample_tokens, help="Tokens of valid lists to judge by."
-    )
-    arguments = parser.parse_args()
-    workspace: Path = arguments.workspace
-    teacher = artifacts.load(artifacts.finished(workspace, "teacher")[-1])
-    model = artifacts.folder_of(workspace, arguments.model) if arguments.model else teacher.path
-    assert model is not None, f"{workspace}: no artifact {arguments.model}"
-    source = ExportSource.load(model)
-    data, pairs = (artifacts.input_of(workspace, teacher, name) for name in ("data", "pairs"))
-    assert data is not None, f"{workspace}: the data of {teacher.path} is gone"
-    assert pairs is not None, f"{workspace}: the pairs of {teacher.path} are gone"
-    taken = sample.take(data, pairs, sample.Reader(source.tokenizer, source.templates), arguments.tokens)
-    print(f"{source.role} {model.name}: {len(taken.lists)} lists, {len(taken.inputs)} inputs")
+    model = JudgedModel.of_arguments((__doc__ or "").split("\n")[0])
+    source = model.source
     layers = [part for part in source.shape.parts if part != EMBEDDINGS]
     with tempfile.TemporaryDirectory() as folder:
         paths = {"fp32": Path(folder) / "model.fp32.onnx"}
         onnx.save(source.graph("fp32"), paths["fp32"])
-        fp32 = precision.measure(paths["fp32"], taken, None, 1)
+        fp32 = precision.measure(paths["fp32"], model.sample, None, 1)
         graphs = {
             "int8": source.graph("int8"),
             "8 bits": written(source, ()),
-            "mixed, 4 and 8 bits": written(source, least_sensitive(source, layers, taken, fp32.outputs)),
+            "mixed, 4 and 8 bits": written(source, least_sensitive(source, layers, model.sample, fp32.outputs)),
             "layers of 4 bits": written(source, layers),
             "layers and embeddings of 4 bits": written(source, [*layers, EMBEDDINGS]),
         }
         for number, (name, written_graph) in enumerate(graphs.items()):
             paths[name] = Path(folder) / f"model.{number}.onnx"
             onnx.save(written_graph, paths[name])
-        turns = [
-            {name: precision.measure(path, taken, fp32.outputs, 1) for name, path in paths.items()}
-            for _ in range(TURNS)
-        ]
+        results = model.by_turns(paths, fp32)
     print("| weights | nDCG@10 | Kendall's tau to fp32 | largest change | MB | inputs per CPU-second |")
     print("|---|---|---|---|---|---|")
-    for name in paths:
-        measured = turns[0][name]
-        rate = float(np.median([turn[name].texts_per_cpu_s for turn in turns]))
+    for name, (measured, rate) in results.items():
         print(
             f"| {name} | {measured.ndcg:.4f} | {measured.kendall_tau:.4f} | {measured.max_change:.3f} "
             f"| {measured.bytes / 1e6:.1f} | {rate:.0f} |"

@@ -1,27 +1,23 @@
 """int8 weights of 64 steps against 127, on this processor: quality beside fp32 and speed, by turns.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/int8_weights.py WORKSPACE [--model FINGERPRINT] [--tokens 60000]
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.int8_weights WORKSPACE [--model FINGERPRINT] [--tokens 60000]
 
 WORKSPACE holds a retraining or study that is done: its teacher, or another cross-encoder or encoder of it, is judged on
 valid queries as every export is. Weights of 127 steps come twice: as int8, whose products a processor with AVX2 alone
 cuts off, and as uint8 around 128, which ONNX Runtime multiplies exactly and more slowly on such a processor.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from pipeline import artifacts
-from pipeline.config import ExportConfig
-from pipeline.export import graph, precision, quantisation, sample
+from pipeline.export import graph, precision, quantisation
 from pipeline.export.bundle import ExportSource
 from pipeline.export.quantisation import Floats
 from pipeline.models.int8_rounding import LARGEST_WEIGHT
-
-TURNS = 3
+from tests.benchmarks.judged_model import JudgedModel
 
 VARIANTS = {"int8, 64 steps": (LARGEST_WEIGHT, False), "int8, 127 steps": (127, False), "uint8, 127 steps": (127, True)}
 """Name → the largest size of a weight, and whether it is stored as uint8 around 128."""
@@ -52,37 +48,16 @@ def written(source: ExportSource, name: str) -> onnx.ModelProto:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("workspace", type=Path)
-    parser.add_argument("--model", help="Fingerprint of a ranker, teacher or encoder; else the newest teacher.")
-    parser.add_argument(
-        "--tokens", type=int, default=ExportConfig().sample_tokens, help="Tokens of valid lists to judge by."
-    )
-    arguments = parser.parse_args()
-    workspace: Path = arguments.workspace
-    teacher = artifacts.load(artifacts.finished(workspace, "teacher")[-1])
-    model = artifacts.folder_of(workspace, arguments.model) if arguments.model else teacher.path
-    assert model is not None, f"{workspace}: no artifact {arguments.model}"
-    source = ExportSource.load(model)
-    data, pairs = (artifacts.input_of(workspace, teacher, name) for name in ("data", "pairs"))
-    assert data is not None, f"{workspace}: the data of {teacher.path} is gone"
-    assert pairs is not None, f"{workspace}: the pairs of {teacher.path} are gone"
-    taken = sample.take(data, pairs, sample.Reader(source.tokenizer, source.templates), arguments.tokens)
-    print(f"{source.role} {model.name}: {len(taken.lists)} lists, {len(taken.inputs)} inputs")
+    model = JudgedModel.of_arguments((__doc__ or "").split("\n")[0])
+    source = model.source
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: Path(folder) / f"model.{number}.onnx" for number, name in enumerate(["fp32", *VARIANTS])}
         for name, path in paths.items():
             onnx.save(source.graph("fp32") if name == "fp32" else written(source, name), path)
-        fp32 = precision.measure(paths["fp32"], taken, None, 1)
-        turns = [
-            {name: precision.measure(path, taken, fp32.outputs, 1) for name, path in paths.items()}
-            for _ in range(TURNS)
-        ]
+        results = model.by_turns(paths, precision.measure(paths["fp32"], model.sample, None, 1))
     print("| weights | nDCG@10 | Kendall's tau to fp32 | smallest cosine to fp32 | inputs per CPU-second |")
     print("|---|---|---|---|---|")
-    for name in paths:
-        measured = turns[0][name]
-        rate = float(np.median([turn[name].texts_per_cpu_s for turn in turns]))
+    for name, (measured, rate) in results.items():
         cosine = f"{measured.min_cosine:.4f}" if source.role == "encoder" else ""
         print(f"| {name} | {measured.ndcg:.4f} | {measured.kendall_tau:.4f} | {cosine} | {rate:.0f} |")
 

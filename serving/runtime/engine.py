@@ -277,9 +277,10 @@ class Engine:
 
     def _template(self, name: str) -> PairTemplate | TextTemplate:
         if name not in self.bundle.templates:
-            is_ranker = self.role == "ranker"
-            held, call = "a ranker" if is_ranker else "an encoder", "scores(query, documents)"
-            call = call if is_ranker else "embed(texts, 'query' or 'document')"
+            held, call = {
+                "ranker": ("a ranker", "scores(query, documents)"),
+                "encoder": ("an encoder", "embed(texts, 'query' or 'document')"),
+            }[self.role]
             raise ConfigError(f"the bundle is {held}, which has no inputs for '{name}'; call {call}")
         return self.bundle.templates[name]
 

@@ -145,13 +145,15 @@ def _tables(files: Sequence[Path]) -> list[Path]:
 
 def suggest(names: Sequence[str]) -> dict[str, str]:
     """The likeliest of these names for each key of a map of columns; each name is used once."""
-    spelt = {_spelling(name): name for name in reversed(names)}
-    words = {_spelling(name): _words(name) for name in reversed(names)}
+    forms = [(name, name) for name in names]
     for name in names:
         bare = _WRAPPER.sub("", name.strip().casefold())
-        for form in (bare, _TYPE_OR_LANGUAGE.sub("", bare)):
-            words.setdefault(_spelling(form), _words(form))
-            spelt.setdefault(_spelling(form), name)
+        forms += [(bare, name), (_TYPE_OR_LANGUAGE.sub("", bare), name)]
+    spelt: dict[str, str] = {}
+    words: dict[str, int] = {}
+    for form, name in forms:
+        spelt.setdefault(_spelling(form), name)
+        words.setdefault(_spelling(form), _words(form))
     best: dict[str, str] = {}
     for role in SYNONYMS:
         match = _match(role, {form: words[form] for form in spelt if spelt[form] not in best.values()})
@@ -208,8 +210,8 @@ def _match(role: str, names: Mapping[str, int]) -> str | None:
     if known or role in (*impressions.ROLES, *document_lists.ROLES):
         return known
     taken = {name for spellings in _SPELLINGS.values() for name in spellings}
-    most = max(_words(role), 1)
-    return _nearest(_spelling(role), [name for name in names if name not in taken and names[name] <= most]) or None
+    alike = [name for name, words in names.items() if name not in taken and words <= _words(role)]
+    return _nearest(_spelling(role), alike) or None
 
 
 def _nearest(name: str, names: Collection[str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.config import SourceConfig
-from pipeline.data.formats import column_map, mapped_columns, sql
+from pipeline.data.formats import column_map, mapped_columns, sql, table
 
 MOST_TEXTS = 0.9
 """Different texts for each row, up to which texts come again too often for each row to be another document."""
@@ -46,4 +46,4 @@ def _rows(source: SourceConfig, root: Path) -> pa.Table:
         values, _ = sql.values_of(source, root)
         return pa.table({key: [str(value) for value in column] for key, column in values.items()})
     files = column_map.files_of(root / source.path)
-    return pa.concat_tables([mapped_columns.read(file, source.columns) for file in files], promote_options="permissive")
+    return table.as_one([mapped_columns.read(file, source.columns) for file in files], files)

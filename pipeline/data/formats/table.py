@@ -65,14 +65,23 @@ def read(files: Sequence[Path], config: SourceConfig) -> Tables:
         SchemaError: a column that a file lacks, a value that is no text, grades that are words without `labels`.
     """
     parts = [mapped_columns.read(file, config.columns) for file in files]
-    try:
-        rows = pa.concat_tables(parts, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise SchemaError(f"{files[0].parent}: the tables have columns of different types ({error})") from error
+    rows = as_one(parts, files)
     path = files[0] if len(files) == 1 else files[0].parent
     wanted = list(config.columns.values())
     located = [mapped_columns.rows_of(file, part.num_rows, wanted) for file, part in zip(files, parts, strict=True)]
     return assemble(rows, config, str(path), row_locations.in_files(located, path))
+
+
+def as_one(parts: Sequence[pa.Table], files: Sequence[Path]) -> pa.Table:
+    """The mapped columns of several files as one table, their rows one after another.
+
+    Raises:
+        SchemaError: a column has other types in other files.
+    """
+    try:
+        return pa.concat_tables(parts, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise SchemaError(f"{files[0].parent}: the tables have columns of different types ({error})") from error
 
 
 def assemble(rows: pa.Table, config: SourceConfig, shown: str, locations: NameRows = row_names) -> Tables:

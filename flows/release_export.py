@@ -34,8 +34,7 @@ def export(workspace: Path, release: str, to: Path) -> dict[str, Any]:
     """
     disk.check_new_folder(to)
     registry = Releases(workspace)
-    in_use = UseLock(registry.path(registry.resolve(release)))  # gc keeps the release, and what it was made from.
-    try:
+    with UseLock(registry.path(registry.resolve(release))):  # gc keeps the release, and what it was made from.
         opened = registry.open(release)
         pairs = {
             role: (part, _model(workspace, part))
@@ -47,8 +46,6 @@ def export(workspace: Path, release: str, to: Path) -> dict[str, Any]:
         with disk.readable_errors(to), disk.new_folder(to) as staging:
             for role, (bundle, model) in pairs.items():
                 _copy(staging / role, role, bundle, model, str(sources.get(role, "")))
-    finally:
-        in_use.let_go()
     files = {str(path.relative_to(to)): path.stat().st_size for path in sorted(to.rglob("*")) if path.is_file()}
     return {"release": opened.fingerprint, "folder": str(to), "models": list(pairs), "files": files}
 

@@ -39,15 +39,12 @@ def push(workspace: Path, address: str, release: str = "live") -> dict[str, Any]
         UnavailableError: the storage cannot be written; what was copied is not copied again.
     """
     registry = Releases(workspace)
-    in_use = UseLock(registry.path(registry.resolve(release)))  # gc keeps the release until it is copied.
-    try:
+    with UseLock(registry.path(registry.resolve(release))):  # gc keeps the release until it is copied.
         artifact = registry.open(release)
         target = _Storage(address)
         copied = sum(target.put(artifact.path / name, record) for name, record in artifact.manifest.files.items())
         manifest = regular_files.read(artifact.path / artifacts.MANIFEST)
         target.write(f"releases/{artifact.fingerprint}/manifest.json", manifest)
-    finally:
-        in_use.let_go()
     is_live = _is_live(registry, artifact.fingerprint)
     if is_live:
         target.write("live.json", json.dumps({"release": artifact.fingerprint}).encode())

@@ -15,7 +15,7 @@ from pipeline.errors import ArtifactError, MissingError
 
 
 class UseLock:
-    """A shared lock on an artifact, held until it is let go, for as long as a process reads the artifact.
+    """A shared lock on an artifact, held for as long as a process reads the artifact: until it is let go, or in `with`.
 
     `relevance releases gc` leaves such an artifact alone. The file that is locked is the manifest: other files, such as
     those of segments, may be shared by many artifacts.
@@ -35,6 +35,12 @@ class UseLock:
             raise MissingError(f"{folder}: its manifest came or went just now; try again") from error
         self.let_go = weakref.finalize(self, os.close, handle)
         fcntl.flock(handle, fcntl.LOCK_SH)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        self.let_go()
 
 
 class StoreReader:

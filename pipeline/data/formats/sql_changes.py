@@ -10,6 +10,7 @@ import datetime
 import decimal
 import logging
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,8 +34,12 @@ FUTURE = datetime.timedelta(days=1)
 
 _AT_ONCE = 500
 """Ids in one query."""
+_EXACT = decimal.Context(prec=200_000)
+"""Arithmetic that rounds no decimal of a database; PostgreSQL's have up to 147,455 digits."""
 log = logging.getLogger(__name__)
 
+_WHOLE = re.compile(r"0|-?[1-9][0-9]{0,18}")
+"""A whole number as an id is written."""
 Kind = str
 _KINDS: Mapping[type, Kind] = {
     int: "number",
@@ -73,16 +78,26 @@ class Mark:
         return cls(kind, value.hex() if isinstance(value, bytes) else plain(value))
 
     def value(self, back: float = 0.0) -> Any:
-        """The value to compare the column with, `back` seconds or units earlier.
+        """The value to compare the column with, `back` seconds or units earlier; without `back` exactly the mark.
 
         Raises:
-            ConfigError: there is nothing earlier than such a value.
+            ConfigError: there is nothing earlier than such a value, or `back` is longer than time is.
         """
-        earlier = datetime.timedelta(seconds=back)
+        try:
+            return self._earlier(back)
+        except OverflowError as error:
+            raise ConfigError(
+                f"overlap is {back:g} seconds, which reach further back than times do; give fewer, or leave overlap out"
+            ) from error
+
+    def _earlier(self, back: float) -> Any:
         if self.kind == "number":
-            return math.floor(int(self.text) - back) if self.text.lstrip("-").isdigit() else float(self.text) - back
+            # A float does not hold every whole number, such as a time in nanoseconds.
+            is_whole = self.text.lstrip("-").isdigit()
+            return int(self.text) - math.ceil(back) if is_whole else float(self.text) - back
         if self.kind == "decimal":
-            return decimal.Decimal(self.text) - decimal.Decimal(repr(back))
+            return _EXACT.subtract(decimal.Decimal(self.text), decimal.Decimal(repr(back)))
+        earlier = datetime.timedelta(seconds=back)
         if self.kind == "date":
             return datetime.date.fromisoformat(self.text) - datetime.timedelta(days=math.ceil(back / 86_400))
         if self.kind in ("moment", "instant"):
@@ -187,8 +202,19 @@ class FollowedTable:
             ids = self._connection.execute(query.where(*after)).scalars().all()
             for start in range(0, len(ids), _AT_ONCE):
                 some = ids[start : start + _AT_ONCE]
-                back = set(self._connection.execute(sa.select(self._id).where(self._id.in_(some))).scalars())
-                yield self._ids([name for name in some if name not in back])
+                there = sa.select(self._id).where(self._is_one_of(some))
+                back = set(self._ids(self._connection.execute(there).scalars().all()))
+                yield [name for name in self._ids(some) if name not in back]
+
+    def _is_one_of(self, values: Sequence[Any]) -> Any:
+        """The condition that a row has one of these ids, which may be texts here and numbers in the table, or so."""
+        names = self._ids(values)
+        numbers = [int(name) for name in names if _WHOLE.fullmatch(name) and abs(int(name)) < 2**63]
+        if self._is_sqlite:  # Any column may hold either.
+            return self._untyped(self._id).in_([*names, *numbers])
+        if isinstance(self._id.type, sa.Integer | sa.Numeric):
+            return self._id.in_(numbers)
+        return self._id.in_(names if isinstance(self._id.type, sa.String) else values)
 
     def ids(self) -> Iterator[list[str]]:
         """The ids of all rows."""

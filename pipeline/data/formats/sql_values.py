@@ -120,6 +120,8 @@ def plain(value: Any) -> str:  # noqa: PLR0911 - a table of types
         return "true" if value else "false"
     if isinstance(value, float):
         return f"{value:.0f}" if math.isfinite(value) and value.is_integer() and abs(value) < 1e15 else repr(value)
+    if isinstance(value, decimal.Decimal) and value.is_finite() and value == value.to_integral_value():
+        return f"{value:.0f}"  # SQLite's driver gives the number 5 of a NUMERIC column as 5.0000000000.
     if isinstance(value, (bytes, memoryview)):
         return bytes(value).hex()
     if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):

@@ -2,6 +2,7 @@
 
 import os
 import random
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -152,3 +153,23 @@ def test_a_late_commit_is_found_by_an_overlap(engine: sa.Engine, tmp_path: Path)
     assert "late" not in rows_of(follow(tmp_path, first))
     overlapping = corpus.make(tmp_path, [replace(source(), overlap=600)], tmp_path, "error", previous=first)
     assert rows_of(overlapping) == fresh(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "kind_of_deleted"),
+    [("INTEGER", "TEXT"), ("TEXT", "BIGINT"), ("NUMERIC(9)", "TEXT"), ("UUID", "TEXT"), ("TEXT", "UUID")],
+)
+def test_an_id_that_came_back_stays_whatever_type_the_table_of_deletions_gives_it(
+    kind: str, kind_of_deleted: str, engine: sa.Engine, tmp_path: Path
+) -> None:
+    is_uuid = "UUID" in (kind, kind_of_deleted)
+    back, gone = (str(uuid.UUID(int=number)) if is_uuid else str(number) for number in (5, 6))
+    run(engine, "DELETE FROM relevance_followed")
+    run(engine, f"ALTER TABLE relevance_followed ALTER doc_id TYPE {kind} USING doc_id::{kind}")
+    run(engine, f"ALTER TABLE relevance_gone ALTER doc_id TYPE {kind_of_deleted} USING doc_id::{kind_of_deleted}")
+    run(engine, f"INSERT INTO relevance_followed (doc_id, title, text) VALUES ('{back}', '', ''), ('{gone}', '', '')")
+    first = follow(tmp_path)
+    run(engine, "DELETE FROM relevance_followed")
+    run(engine, f"INSERT INTO relevance_gone (doc_id) VALUES ('{back}'), ('{gone}')")
+    run(engine, f"INSERT INTO relevance_followed (doc_id, title, text) VALUES ('{back}', '', 'again')")
+    assert set(rows_of(follow(tmp_path, first))) == {back}

@@ -48,6 +48,9 @@ HOST_NAME = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*", re.ASCII)
 ROOT_PATH = re.compile(r"(/[\w.~-]+)+", re.ASCII)
 """The form of a path that a proxy puts before all others."""
 
+SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://\S+:[0-9]+")
+"""The form of the addresses of services that Kubernetes sets as variables."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
@@ -242,11 +245,21 @@ def from_environment(environ: Mapping[str, str] = os.environ, **given: Any) -> S
         ConfigError: an impossible value; names the variable or the field.
     """
     values = {name: value for name, value in given.items() if value is not None}
-    for setting in dataclasses.fields(Settings):
-        variable = f"RELEVANCE_{setting.name.upper()}"
-        if setting.name not in values and environ.get(variable, "").strip():
-            values[setting.name] = _parse(variable, environ[variable].strip(), setting.type)
+    for variable, setting in _variables().items():
+        text = environ.get(variable, "").strip()
+        if setting.name not in values and text and not _is_of_kubernetes(variable, text):
+            values[setting.name] = _parse(variable, text, setting.type)
     return Settings(**values)
+
+
+def _variables() -> dict[str, dataclasses.Field[Any]]:
+    """Environment variable → the field of `Settings` that it sets."""
+    return {f"RELEVANCE_{setting.name.upper()}": setting for setting in dataclasses.fields(Settings)}
+
+
+def _is_of_kubernetes(variable: str, text: str) -> bool:
+    """Whether Kubernetes set a variable of ours: for a service called relevance it sets RELEVANCE_PORT in each pod."""
+    return variable == "RELEVANCE_PORT" and bool(SERVICE_ADDRESS.fullmatch(text))
 
 
 def listed(text: str) -> tuple[str, ...]:
@@ -257,10 +270,15 @@ def listed(text: str) -> tuple[str, ...]:
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
     """Variables that begin like ours and name no setting, for a warning: a misspelt key leaves a service open.
 
-    They are not refused, because Kubernetes sets such variables for a service called relevance.
+    They are not refused, because Kubernetes sets such variables for a service called relevance. One of them has the
+    name of a setting, RELEVANCE_PORT; it is among these when its value is an address and no number.
     """
-    known = {f"RELEVANCE_{setting.name.upper()}" for setting in dataclasses.fields(Settings)}
-    return sorted(name for name in environ if name.startswith("RELEVANCE_") and name not in known)
+    known = _variables()
+    return sorted(
+        name
+        for name, value in environ.items()
+        if name.startswith("RELEVANCE_") and (name not in known or _is_of_kubernetes(name, value.strip()))
+    )
 
 
 def _parse(variable: str, text: str, kind: Any) -> Any:

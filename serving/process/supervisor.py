@@ -42,6 +42,8 @@ GRACE_S = 5.0
 container that was paused or on a machine that slept, the parent may wake before the report comes."""
 LONGEST_PAUSE_S = 10.0
 """The longest pause between two starts of a worker that ends again and again."""
+MAKE_ROOM = "give the service more memory, files and processes, or fewer workers"
+"""The advice where the system refuses a worker."""
 
 log = logging.getLogger(__name__)
 
@@ -152,9 +154,20 @@ class Supervisor:
         now = time.monotonic()
         for number in [number for number, when in self._start_times.items() if when <= now]:
             del self._start_times[number]
-            self._start(number, folder)
+            try:
+                self._start(number, folder)
+            except OSError as error:  # The system lacks memory, files or processes, perhaps for a while.
+                if not self._has_begun:
+                    raise RelevanceError(f"worker {number} cannot be started ({error}); {MAKE_ROOM}") from error
+                pause_s = self._pause(number)
+                log.error("worker %d: not started (%s); trying again in %.1f s", number, error, pause_s)
 
     def _start(self, number: int, folder: Path) -> None:
+        """Starts a worker.
+
+        Raises:
+            OSError: the system has no process or file left for it.
+        """
         reports, workers_end = os.pipe()
 
         def work() -> None:
@@ -169,8 +182,13 @@ class Supervisor:
 
             worker.work(self._settings, self._listener, workers_end, shared)
 
-        process = fork.start(work, f"worker {number}")
-        os.close(workers_end)
+        try:
+            process = fork.start(work, f"worker {number}")
+        except OSError:
+            os.close(reports)
+            raise
+        finally:
+            os.close(workers_end)
         self._workers[number] = Worker(number, process, reports, time.monotonic(), self._settings.workspace)
         self._selector.register(reports, selectors.EVENT_READ, number)
 
@@ -202,14 +220,21 @@ class Supervisor:
             self._plan_restart(worker)
 
     def _plan_restart(self, worker: Worker) -> None:
-        failures = 0 if worker.release else self._failures.get(worker.number, 0)
-        self._failures[worker.number] = failures + 1
-        pause_s = min(0.1 * 2**failures, LONGEST_PAUSE_S)
+        if worker.release:
+            self._failures[worker.number] = 0
+        pause_s = self._pause(worker.number)
         values = {"worker": worker.number, "exit_code": worker.process.exitcode, "release": worker.release or None}
         log.error(
             "worker %d: %s; starting it again in %.1f s", worker.number, worker.end(), pause_s, extra={"facts": values}
         )
-        self._start_times[worker.number] = time.monotonic() + pause_s
+
+    def _pause(self, number: int) -> float:
+        """Plans the next start of a worker, and returns the seconds until then: twice as many after each failure."""
+        failures = self._failures.get(number, 0)
+        self._failures[number] = failures + 1
+        pause_s = min(0.1 * 2.0**failures, LONGEST_PAUSE_S)
+        self._start_times[number] = time.monotonic() + pause_s
+        return pause_s
 
     def _forget(self, worker: Worker, folder: Path) -> None:
         del self._workers[worker.number]

@@ -105,6 +105,13 @@ def test_a_variable_that_is_no_setting_is_told_of() -> None:
     assert from_environment(environ).port == 1
 
 
+def test_the_address_that_kubernetes_sets_for_a_service_called_relevance_is_no_port() -> None:
+    environ = {"RELEVANCE_PORT": "tcp://10.0.0.1:8080", "RELEVANCE_SERVICE_PORT": "8080", "RELEVANCE_WORKERS": "2"}
+    assert from_environment(environ) == Settings(workers=2)
+    assert unknown_variables(environ) == ["RELEVANCE_PORT", "RELEVANCE_SERVICE_PORT"]
+    assert from_environment(environ, port=9000).port == 9000
+
+
 def test_empty_variables_count_as_absent() -> None:
     assert from_environment({"RELEVANCE_PORT": " "}) == Settings()
 

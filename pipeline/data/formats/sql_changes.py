@@ -78,7 +78,7 @@ class Mark:
         return cls(kind, value.hex() if isinstance(value, bytes) else plain(value))
 
     def value(self, back: float = 0.0) -> Any:
-        """The value to compare the column with, `back` seconds or units earlier; without `back` exactly the mark.
+        """The value to compare the column with: the mark exactly, or `back` seconds or units before it.
 
         Raises:
             ConfigError: there is nothing earlier than such a value, or `back` is longer than time is.

@@ -1,6 +1,7 @@
 """Several processes behind one port: they share the work, are replaced when they die, and lose nothing at the end."""
 
 import ast
+import errno
 import json
 import os
 import re
@@ -17,8 +18,10 @@ from typing import Any
 import httpx
 import pytest
 
-from pipeline.errors import MissingError
+from pipeline.errors import MissingError, RelevanceError
+from serving.process import fork
 from serving.process import worker as worker_process
+from serving.process.supervisor import Supervisor
 from serving.settings import Settings
 from tests.serving.metrics_text import series
 from tests.serving.process.shutdown import stop_under_load
@@ -249,6 +252,31 @@ def test_a_worker_writes_its_reports_without_waiting(tmp_path: Path, monkeypatch
     assert json.loads(os.read(parents_end, 1000)) == {"error": "no release", "kind": "MissingError"}
     for end in (parents_end, workers_end):
         os.close(end)
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_worker_that_the_system_refuses_is_tried_again_once_the_service_answers(
+    has_begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise BlockingIOError(errno.EAGAIN, "no process left")
+
+    monkeypatch.setattr(fork, "start", refuse)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        supervisor = Supervisor(Settings(workspace=tmp_path), listener)
+        supervisor._has_begun = has_begun
+        supervisor._start_times = {1: 0.0}
+        files = set(os.listdir("/proc/self/fd"))
+        if not has_begun:
+            with pytest.raises(RelevanceError, match=r"worker 1 cannot be started \(.*no process left\); give the"):
+                supervisor._start_due(tmp_path)
+        for pause_s in (0.1, 0.2, 0.4) if has_begun else ():
+            supervisor._start_due(tmp_path)
+            assert f"trying again in {pause_s} s" in caplog.records[-1].message
+            assert supervisor._start_times[1] > time.monotonic()
+            supervisor._start_times = {1: 0.0}
+        assert set(os.listdir("/proc/self/fd")) == files
+        supervisor._end()
 
 
 def test_a_truncated_release_is_named_when_its_worker_dies(fresh: Any) -> None:

@@ -1,5 +1,6 @@
 """Reads the mapped columns of one CSV, TSV, JSON lines or Parquet file: each under its key, known roles as texts."""
 
+import bisect
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -143,18 +144,51 @@ def _json_fault(cells: Mapping[str, Any], role: str, name: str, *, is_no_text: b
 
 
 def _json_column(file: Path, role: str, cells: Sequence[Any], *, is_text: bool) -> pa.Array:
-    has_lists = is_text and any(isinstance(cell, list) for cell in cells)
+    kind = STRING if is_text else None
+    if is_text and any(isinstance(cell, list) for cell in cells):
+        cells, kind = [_entries(cell) for cell in cells], pa.list_(STRING)
     try:
-        if has_lists:
-            return pa.array([_entries(cell) for cell in cells], pa.list_(STRING))
-        return pa.array(cells, STRING) if is_text else pa.array(cells)
-    except UnicodeEncodeError as error:
-        faults = (next(filter(None, map(text.fault, _entries(cell))), None) for cell in cells)
-        index, reason = next(((index, fault) for index, fault in enumerate(faults) if fault), (0, str(error)))
+        values = pa.array(cells, kind)
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
+        index = _first_unfit(cells, kind)
         (location,) = row_locations.in_files([row_locations.one_a_line(file, len(cells))], file)([index])
-        raise SchemaError(f"{file}, {location}: the {role} {reason}") from error
-    except pa.ArrowException as error:
-        raise SchemaError(f"{file}: the column for {role} has values of different kinds ({error})") from error
+        raise SchemaError(f"{file}, {location}: the {role} {_misfit(cells[index], error)}") from error
+    if _lacks_fields(values.type):
+        raise SchemaError(
+            f"{file}: the {role} holds objects without fields, which no table can keep; leave it out of the columns"
+        )
+    return values
+
+
+def _first_unfit(cells: Sequence[Any], kind: pa.DataType | None) -> int:
+    """The index of the first value that makes a column of these impossible."""
+
+    def fails(count: int) -> bool:
+        try:
+            pa.array(cells[:count], kind)
+        except (pa.ArrowException, UnicodeEncodeError, OverflowError):
+            return True
+        return False
+
+    return bisect.bisect_left(range(len(cells)), True, key=lambda index: fails(index + 1))
+
+
+def _misfit(cell: Any, error: Exception) -> str:
+    """The reason why a value cannot be in its column, from the error of Arrow."""
+    advice = "write all of them as one kind, or leave it out of the columns"
+    if isinstance(error, OverflowError):
+        return f"holds a whole number of more than 64 bits; {advice}"
+    if isinstance(error, UnicodeEncodeError):
+        reason = next(filter(None, map(text.fault, _entries(cell))), None)
+        return reason or f"holds text that is not valid Unicode ({error})"
+    return f"is of another kind than before ({error}); {advice}"
+
+
+def _lacks_fields(kind: pa.DataType) -> bool:
+    """Whether this is a type of objects without fields, or one that holds such."""
+    if pa.types.is_struct(kind) and not kind.num_fields:
+        return True
+    return any(_lacks_fields(kind.field(number).type) for number in range(kind.num_fields))
 
 
 def _entries(cell: Any) -> list[str]:

@@ -138,15 +138,17 @@ def _without_dictionaries(table: pa.Table) -> pa.Table:
 
 
 def _valid_text(table: pa.Table, file: Path) -> pa.Table:
-    """The table with its texts as large strings; raises `SchemaError` where one is not UTF-8."""
+    """The table with its texts as large strings; raises `SchemaError` where a text, or one in a list or a struct, is
+    not UTF-8."""
     for number, column in enumerate(table.schema):
-        if is_text(column.type):
+        if is_text(column.type) or pa.types.is_nested(column.type):
             try:
-                table[column.name].validate(full=True)
+                table[number].validate(full=True)
             except pa.ArrowInvalid as error:
                 raise SchemaError(
                     f"{file}: column '{column.name}' holds text that is not UTF-8 ({error}); write the file again with "
                     "that column converted to UTF-8"
                 ) from error
-            table = table.set_column(number, column.name, table[column.name].cast(STRING))
+        if is_text(column.type):
+            table = table.set_column(number, column.name, table[number].cast(STRING))
     return table

@@ -62,10 +62,12 @@ def languages(folder: Path) -> frozenset[str]:
     card = folder / "README.md"
     head = _FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
     try:
-        named = (yaml.safe_load(head[1]) or {}).get("language") if head else None
-    except (yaml.YAMLError, AttributeError):
+        # All values as texts: to YAML itself, `no` for Norwegian is the value false.
+        named = (yaml.load(head[1], yaml.BaseLoader) or {}).get("language") if head else None
+    except (yaml.YAMLError, AttributeError, RecursionError):
         return frozenset()
-    codes = {_code(str(name)) for name in (named if isinstance(named, list) else [named] if named else [])}
+    names = [name for name in (named if isinstance(named, list) else [named]) if isinstance(name, str)]
+    codes = {_code(name) for name in names if name not in ("", "~", "null")}
     return frozenset() if codes & set(_MANY) else frozenset(codes)
 
 

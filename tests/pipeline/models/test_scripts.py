@@ -19,7 +19,16 @@ def model(folder: Path, languages: str) -> Readable:
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [("en", "eng"), ("[en-US]", "English"), ("zh", "zh_Hans"), ("[chi, en]", "zho"), ("xx", "xx"), ("'no'", "nb")],
+    [
+        ("en", "eng"),
+        ("[en-US]", "English"),
+        ("zh", "zh_Hans"),
+        ("[chi, en]", "zho"),
+        ("xx", "xx"),
+        ("'no'", "nb"),
+        ("[no]", "nb"),
+        ("no", "no"),
+    ],
 )
 def test_one_language_in_two_spellings_is_one(first: str, second: str, tmp_path: Path) -> None:
     scripts.check_one_language(model(tmp_path / "ranker", first), model(tmp_path / "encoder", second))
@@ -33,3 +42,14 @@ def test_two_languages_are_refused_by_their_codes(first: str, second: str, shown
 
 def test_a_multilingual_card_names_no_language(tmp_path: Path) -> None:
     assert scripts.languages(model(tmp_path / "model", "[en, multilingual]").folder) == frozenset()
+
+
+@pytest.mark.parametrize("written", ["", "null", "{en: 1}", "[[en, de]]", "[" * 3000, "!!python/name:os.system"])
+def test_a_card_that_names_no_language_in_words_names_none(written: str, tmp_path: Path) -> None:
+    assert scripts.languages(model(tmp_path / "model", written).folder) == frozenset()
+
+
+def test_a_norwegian_model_is_none_of_another_language(tmp_path: Path) -> None:
+    """To YAML an unquoted `no` is the value false."""
+    with pytest.raises(ConfigError, match=r"reads no and .* reads de"):
+        scripts.check_one_language(model(tmp_path / "ranker", "no"), model(tmp_path / "encoder", "de"))

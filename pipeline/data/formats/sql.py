@@ -36,7 +36,8 @@ from pipeline.text import address_part
 
 ROWS_AT_ONCE = 10_000
 """Rows that are fetched from a database at once."""
-
+_READ_ONLY = re.compile("read-?only", re.IGNORECASE)
+"""What SQLite and PostgreSQL say of a statement that would write."""
 
 OWN_COLUMNS = ("doc_id", "title", "text")
 """Columns of a table of documents that needs no map."""
@@ -73,8 +74,9 @@ def samples_of(config: SourceConfig, root: Path) -> dict[str, str]:
     """
     address, name = sql_address.locate(config.path, root)
     if config.query:
+        shown = sql_address.shown_as(address, "query")
         with reading(address, "query") as engine, engine.connect() as connection:
-            rows = connection.execution_options(stream_results=True).execute(sa.text(config.query))
+            rows = _answer(connection.execution_options(stream_results=True), config.query, shown)
             names, row = list(rows.keys()), rows.mappings().first()
             values = {} if row is None else dict(row)
             return {name: "" if values.get(name) is None else plain(values[name]) for name in names}
@@ -136,7 +138,7 @@ def reading(address: sa.URL, source: str) -> Iterator[sa.Engine]:
     try:
         engine = sa.create_engine(address)
     except (NoSuchModuleError, ArgumentError, ImportError) as error:
-        raise ConfigError(f"{shown}: no driver for this database ({error}); install it, see the extras") from error
+        raise sql_address.without_driver(address, error) from error
     try:
         yield engine
     except NoSuchTableError as error:
@@ -182,7 +184,7 @@ def _rows(engine: sa.Engine, name: str, config: SourceConfig, shown: str, *, raw
     flag = flag_of(config)
     with engine.connect().execution_options(stream_results=True, max_row_buffer=ROWS_AT_ONCE) as connection:
         if config.query:
-            result = connection.execute(sa.text(config.query))
+            result = _answer(connection, config.query, shown)
             names = list(result.keys())
         else:
             table = sa.Table(name, sa.MetaData(), autoload_with=connection)
@@ -206,6 +208,30 @@ def _rows(engine: sa.Engine, name: str, config: SourceConfig, shown: str, *, raw
             for key, column in wanted.items():
                 columns[key].extend(row[column] for row in part if not (flag and is_set(row[flag])))
         return columns
+
+
+def _answer(connection: sa.Connection, query: str, shown: str) -> sa.CursorResult[Any]:
+    """The rows of a query, which reaches the database as it is written: no colon or per cent sign names a value.
+
+    SQLite and PostgreSQL are told to write nothing: SQLite would drop a table at once, without a commit.
+
+    Raises:
+        ConfigError: the query writes.
+    """
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("pragma query_only = on")
+    elif connection.dialect.name == "postgresql":
+        connection.execution_options(postgresql_readonly=True)
+    advice = f"{shown}: its query gives no rows; write a SELECT"
+    try:
+        result = connection.exec_driver_sql(query, execution_options={"no_parameters": True})
+    except DBAPIError as error:
+        if _READ_ONLY.search(str(error.orig)):
+            raise ConfigError(advice) from error
+        raise
+    if not result.returns_rows:
+        raise ConfigError(advice)
+    return result
 
 
 def check(config: SourceConfig, root: Path) -> None:

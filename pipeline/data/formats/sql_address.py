@@ -6,6 +6,7 @@
 `${NAME}` stands for an environment variable, so that a recipe, a schedule or a release holds no password.
 """
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -16,9 +17,14 @@ from sqlalchemy.exc import ArgumentError
 
 from pipeline.errors import ConfigError, MissingError
 from pipeline.secrets import HIDDEN, hide_passwords, is_secret
+from pipeline.storage import SCHEMES
 
 _ENCODED = re.compile(r"(?:%[89A-Fa-f][0-9A-Fa-f])+")
 """Percent-encoded bytes of characters beyond ASCII."""
+DATABASES = ("sqlite", "postgresql", "mysql", "mariadb", "mssql", "oracle")
+"""Databases that SQLAlchemy knows without another package."""
+_OTHER_NAMES = {"postgres": "postgresql", "sqlserver": "mssql"}
+"""Beginnings of addresses that other programs write → those of SQLAlchemy."""
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -37,12 +43,39 @@ def locate(url: str, root: Path) -> tuple[sa.URL, str]:
         )
     name = address.query.get("table", "documents")
     address = address.difference_update_query(["table"])
-    if address.get_backend_name() == "sqlite" and address.database and address.database != ":memory:":
-        file = root / address.database
-        if not file.is_file():
-            raise MissingError(f"{file}: no such SQLite file")
+    named = address.database or address.host or ":memory:"
+    if address.get_backend_name() == "sqlite" and named != ":memory:":
+        file = root / named
+        if address.host or not file.is_file():
+            raise MissingError(f"{file}: no such SQLite file{_slashes(address)}")
         address = address.set(database=str(file))
     return address, str(name)
+
+
+def _slashes(address: sa.URL) -> str:
+    """The address that an SQLite file's was most likely meant to be, with the slashes that it lacks; empty for none."""
+    relative = "/".join(filter(None, (address.host, address.database)))
+    if Path("/", relative).is_file():
+        return f"; an absolute path follows four slashes: sqlite:////{relative}"
+    return f"; a path follows three slashes, an absolute one four: sqlite:///{relative}" if address.host else ""
+
+
+def without_driver(address: sa.URL, error: Exception) -> ConfigError:
+    """The error for an address whose kind of database or driver is not known here, with what to write or install."""
+    scheme = address.get_backend_name() if "+" in address.drivername else address.drivername
+    near = [_OTHER_NAMES[scheme]] if scheme in _OTHER_NAMES else difflib.get_close_matches(scheme, DATABASES, 1, 0.6)
+    if scheme in ("http", "https", "ftp"):
+        advice = "download the file and name it"
+    elif isinstance(error, ImportError) or scheme in DATABASES:
+        advice = "install the driver, or name one that is there, as in mysql+pymysql://"
+    elif near:
+        advice = f"did you mean {near[0]}://?"
+    else:
+        advice = (
+            f"known are {', '.join(DATABASES)}, others with a package of their own, and the storage of "
+            f"{', '.join(f'{name}://' for name in SCHEMES[:4])}"
+        )
+    return ConfigError(f"{readable(address)}: no driver for this database ({error}); {advice}")
 
 
 def short_name(url: str) -> str:

@@ -56,3 +56,15 @@ def test_a_table_that_is_not_there_is_named_without_the_password(tmp_path: Path)
     password = sa.make_url(address).password
     assert password
     assert f":{password}@" not in str(caught.value)
+
+
+def test_a_query_reaches_the_database_as_it_is_written_and_writes_nothing(table: str) -> None:
+    """Neither a colon nor a per cent sign names a value, and a statement that writes is refused."""
+    rows = "SELECT * FROM relevance_documents WHERE"
+    query = f"{rows} title LIKE '标题 12%' AND upvotes::text <> ':x' AND '%s' <> '%(y)s' AND 7 % 2 = 1 -- :z"
+    read = sources.read(SourceConfig(path=table, query=query), Path())
+    assert read.documents.num_rows == 111
+    for writes in ("DELETE FROM relevance_documents", "DROP TABLE relevance_documents"):
+        with pytest.raises(InputError, match=r"gives no rows|syntax error"):  # PostgreSQL declares a cursor for it.
+            sources.read(SourceConfig(path=table, query=writes), Path())
+    assert sources.read(SourceConfig(path=table), Path()).documents.num_rows == 5000

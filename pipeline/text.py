@@ -110,6 +110,8 @@ def wide_encoding(head: bytes) -> str | None:
     return None
 
 
+GIT_LFS = b"version https://git-lfs"
+"""First bytes of the pointer that Git leaves in the place of a large file which was not fetched."""
 _FORMATS = {
     b"\x1f\x8b": ("gzip", "unpack it with `gzip -dc {file} > {unpacked}`"),
     b"BZh": ("bzip2", "unpack it with `bzip2 -dc {file} > {unpacked}`"),
@@ -118,7 +120,7 @@ _FORMATS = {
     b"PK\x03\x04": ("zip, or of a spreadsheet", "unpack it, or save the sheet as CSV UTF-8"),
     b"PAR1": ("Parquet", "give it a name that ends in .parquet"),
     b"SQLite format 3\x00": ("SQLite", "name it as an address: sqlite:///FILE?table=TABLE"),
-    b"version https://git-lfs": ("Git LFS, a pointer in place of the data", "fetch the data with `git lfs pull`"),
+    GIT_LFS: ("Git LFS, a pointer in place of the data", "fetch the data with `git lfs pull`"),
 }
 """First bytes of a file → the format that they mean, and what to do to have a text file."""
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")

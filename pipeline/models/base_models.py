@@ -64,7 +64,9 @@ def model_type(path: Path) -> str:
     try:
         name = json.loads(read_text(path / "config.json"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path / 'config.json'}: not a model's config ({error!r})") from error
+        raise ConfigError(
+            f"{path / 'config.json'}: not a model's config ({error!r}); give the folder that transformers saved"
+        ) from error
     return str(name)
 
 

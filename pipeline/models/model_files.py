@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from pipeline.errors import ConfigError, MissingError
 from pipeline.models import model_values
-from pipeline.text import counted, read_text
+from pipeline.text import GIT_LFS, counted, read_text
 
 V = TypeVar("V")
 
@@ -72,7 +72,7 @@ def check_files(root: Path) -> None:
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # The library has no class of its own for this.
-            raise ConfigError(f"{path}: cut off or damaged ({error}); fetch or save the model again") from error
+            raise _damaged(path, error) from error
         tokens = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         if tokens > config["vocab_size"]:
             raise ConfigError(
@@ -139,13 +139,24 @@ def _check_whole(file: Path) -> None:
         with safe_open(file, framework="numpy") as content:
             kinds = {name: content.get_slice(name).get_dtype() for name in content.keys()}  # noqa: SIM118  No mapping.
     except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{file}: cut off or damaged ({error}); fetch or save the model again") from error
+        raise _damaged(file, error) from error
     wrong = [name for name, kind in kinds.items() if name.endswith("weight") and kind not in FLOATS]
     if wrong:
         raise ConfigError(
             f"{file}: {wrong[0]} is of type {kinds[wrong[0]]}, and weights are read as {', '.join(FLOATS)}; give the "
             "model as it was before it was quantised"
         )
+
+
+def _damaged(file: Path, error: Exception) -> ConfigError:
+    """The error for a file that is not what its name says: one of a download that broke off, or a pointer of Git's."""
+    with file.open("rb") as opened:
+        is_pointer = opened.read(len(GIT_LFS)) == GIT_LFS
+    if is_pointer:
+        return ConfigError(
+            f"{file}: is a pointer of Git LFS in place of the file; fetch it with `git lfs pull` in this folder"
+        )
+    return ConfigError(f"{file}: cut off or damaged ({error}); fetch or save the model again")
 
 
 def check_head(path: Path) -> None:
@@ -159,7 +170,9 @@ def check_head(path: Path) -> None:
         classifies = any("ForSequenceClassification" in name for name in config.get("architectures") or ())
         labels = list((config.get("id2label") or {"0": "", "1": ""}).values())
     except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path / 'config.json'}: not a model's config ({error!r})") from error
+        raise ConfigError(
+            f"{path / 'config.json'}: not a model's config ({error!r}); give the folder that transformers saved"
+        ) from error
     if classifies and len(labels) != 1:
         raise ConfigError(
             f"{path}: its head gives {counted(len(labels), 'label')} ({', '.join(map(str, labels))}), a relevance "

@@ -170,7 +170,7 @@ def _folder(path: Path) -> Path:
     if "serve" not in base_models.family(path).offers:
         raise ConfigError(
             f"{path}: a {config['model_type']} model can teach, but not be served; take one of the kinds "
-            f"{', '.join(known_types())}"
+            f"{', '.join(known_types('serve'))}"
         )
     return path
 

@@ -182,11 +182,18 @@ def test_models_of_two_languages_are_refused_and_nothing_is_made(folders: dict[s
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_half_a_model_beside_a_whole_one_leaves_nothing(folders: dict[str, str], tmp_path: Path) -> None:
+def _no_process(*arguments: object) -> str:
+    raise AssertionError("torch would be loaded before the files are looked at")
+
+
+def test_half_a_model_beside_a_whole_one_leaves_nothing(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     half = tmp_path / "half"
     shutil.copytree(folders["encoder"], half)
     (half / "model.safetensors").unlink()
     models = ReadyMadeModels(ranker=folders["ranker"], encoder=str(half))
+    monkeypatch.setattr(ready_made, "apart", _no_process)
     with pytest.raises(MissingError, match=r"holds no model\.safetensors"):
         ready_made.release(models, tmp_path / "workspace")
     assert not list((tmp_path / "workspace").rglob("manifest.json"))

@@ -36,9 +36,10 @@ FAMILIES: tuple[ModelFamily, ...] = (
 )
 
 
-def known_types() -> tuple[str, ...]:
-    """All values of `model_type` that belong to a family."""
-    return tuple(name for family in FAMILIES for name in family.model_types)
+def known_types(need: Need | None = None) -> tuple[str, ...]:
+    """All values of `model_type` that belong to a family, or to one that offers what is needed."""
+    offering = [family for family in FAMILIES if need is None or need in family.offers]
+    return tuple(name for family in offering for name in family.model_types)
 
 
 def family_of(model_type: str | Any, where: str = "") -> ModelFamily:

@@ -92,15 +92,20 @@ def _tokenizer(change_content: Callable[[dict[str, Any]], object]) -> Callable[[
     return change
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 90\n"
+
 DAMAGE: dict[str, tuple[Callable[[Path], None], type[InputError], str]] = {
     "no weights": (_without("model.safetensors"), MissingError, "holds no model.safetensors"),
     "weights cut off": (_cut("model.safetensors"), ConfigError, "model.safetensors: cut off or damaged"),
     "one of two files of weights": (_shards, MissingError, "model-2.safetensors: no such file"),
+    "a pointer of Git LFS": (_written("model.safetensors", POINTER), ConfigError, "model.safetensors: is a pointer"),
+    "a tokenizer's pointer": (_written("tokenizer.json", POINTER), ConfigError, "fetch it with `git lfs pull`"),
     "a tokenizer cut off": (_cut("tokenizer.json"), ConfigError, "tokenizer.json: cut off or damaged"),
     "no config": (_without("config.json"), MissingError, "holds no config.json"),
     "no tokenizer": (_without("tokenizer", "vocab", "special"), MissingError, "tokenizer"),
     "pickled": (_pickled, ConfigError, r"pytorch_model.bin, a format that can run code.*save_pretrained"),
     "own code": (_config(auto_map={"AutoModel": "modeling.My"}), ConfigError, "auto_map names code"),
+    "a kind that can only teach": (_config(model_type="xlnet"), ConfigError, r"take one of the kinds (?!.*xlnet)"),
     "another kind": (_config(model_type="t5"), ConfigError, "t5"),
     "modules that are none": (_modules("{"), ConfigError, "not a list of modules"),
     "an unknown module": (

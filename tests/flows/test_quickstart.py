@@ -181,7 +181,6 @@ def test_models_of_two_languages_are_refused_and_nothing_is_made(folders: dict[s
     assert ready_made.release(models, tmp_path / "workspace")
 
 
-@pytest.mark.usefixtures("in_this_process")
 def _no_process(*arguments: object) -> str:
     raise AssertionError("torch would be loaded before the files are looked at")
 

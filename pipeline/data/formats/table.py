@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.config import SourceConfig
 from pipeline.data.clicks import impressions, weak_judgments
@@ -33,7 +34,7 @@ from pipeline.data.formats import (
 from pipeline.data.formats.column_map import JUDGED, SUFFIXES, files_of, role_meant, roles
 from pipeline.data.formats.tables import FoundSource, Tables
 from pipeline.errors import ConfigError, MissingError, SchemaError
-from pipeline.schema import NameRows, row_names
+from pipeline.schema import InvalidRow, NameRows, row_names
 
 
 def find(config: SourceConfig, root: Path) -> FoundSource | None:
@@ -115,13 +116,16 @@ def assemble(rows: pa.Table, config: SourceConfig, shown: str, locations: NameRo
         tables_read["documents"], named["documents"] = tables.first_of(
             pa.table(documents), "doc_id", "title", "text", locations=locations
         )
+        if JUDGED & names and "doc_id" not in names:
+            tables_read["faults"] = _without_texts(tables_read["documents"])
     if queried:
         queries = {"query_id": columns["query_id"], "text": columns["query"]}
         tables_read["queries"], named["queries"] = tables.first_of(
             pa.table(queries), "query_id", "text", locations=locations
         )
     if graded:
-        tables_read |= _graded(columns, config, shown)
+        graded_rows = _graded(columns, config, shown)
+        tables_read |= graded_rows | {"faults": (*tables_read.get("faults", ()), *graded_rows["faults"])}
     if logged:
         keys = [key for key in ("query_id", "doc_id", *impressions.ROLES) if key in columns]
         judged = weak_judgments.judge(pa.table({key: columns[key] for key in keys}), config, shown, locations)
@@ -145,6 +149,13 @@ def _with_ids(rows: pa.Table, *, logged: bool) -> dict[str, pa.ChunkedArray]:
             columns.setdefault(name, tables.all_the_same("", rows.num_rows))
         columns.setdefault("doc_id", pa.chunked_array([tables.ids("d", columns["title"], columns["text"])]))
     return columns
+
+
+def _without_texts(documents: pa.Table) -> tuple[InvalidRow, ...]:
+    """A fault for the document of judged rows that have neither a text nor an id: nothing tells what was judged."""
+    blank = pc.and_(*(pc.equal(pc.utf8_trim_whitespace(documents[name]), "") for name in ("title", "text")))
+    reason = "title and text are empty, and no column is mapped as doc_id; nothing tells which document is meant"
+    return tuple(InvalidRow("documents", row, reason) for row in pc.indices_nonzero(blank).to_pylist())
 
 
 def _check_parts(names: set[str], columns: Collection[str], config: SourceConfig, shown: str) -> None:

@@ -87,7 +87,7 @@ def test_a_document_is_named_by_the_row_that_it_first_stood_in(tmp_path: Path) -
 
 def test_a_row_without_ids_of_its_own_is_named_by_the_start_of_its_texts(tmp_path: Path) -> None:
     long = "a very long\tquery that goes on and on, longer than a line"
-    rows = [(long, "", "", 1), (long, "", "a pan", 2), (long, "", "a pan", 3), ("knife", "a\x00b", "steel", 1)]
+    rows = [(long, "", "a pot", 1), (long, "", "a pan", 2), (long, "", "a pan", 3), ("knife", "a\x00b", "steel", 1)]
     frame = pd.DataFrame(rows, columns=["query", "title", "text", "grade"])
     frame.to_json(tmp_path / "own.jsonl", orient="records", lines=True)
     own = SourceConfig(path=str(tmp_path / "own.jsonl"), columns={**COLUMNS, "text": "text"})

@@ -364,3 +364,28 @@ def test_a_file_whose_name_is_not_utf_8_has_a_digest(tmp_path: Path) -> None:
     file = tmp_path / os.fsdecode(b"r\xe9.csv")
     file.write_text("query,title,grade\nknife,a knife,1\n", encoding="utf-8")
     assert tables.digest_of("table", [file]) != tables.digest_of("other", [file])
+
+
+@pytest.mark.parametrize("head", ["query,title,grade", "query,title,text,grade"])
+def test_judged_rows_without_a_text_or_an_id_are_faults_and_no_common_document(tmp_path: Path, head: str) -> None:
+    blanks = "," * (head.count(",") - 1)
+    lines = [head, f"red knife,a knife{blanks}2", f"red knife, {blanks}0", f"fork,{blanks}1"]
+    (tmp_path / "ratings.csv").write_text("\n".join(lines), encoding="utf-8")
+    columns = {name: name for name in head.split(",")}
+    source = sources.read(SourceConfig(path=str(tmp_path / "ratings.csv"), columns=columns), Path())
+    sifted = validation.sift(source)
+    assert sifted.documents["title"].to_pylist() == ["a knife"]
+    assert sifted.judgments["grade"].to_pylist() == [2]
+    assert {str(finding.fault).partition(":")[0] for finding in sifted.findings} == {
+        "documents, line 3",
+        "documents, line 4",
+        "judgments, line 3",
+        "judgments, line 4",
+    }
+
+
+def test_documents_alone_may_have_no_text(tmp_path: Path) -> None:
+    """Nothing is judged there, and `data check` counts them."""
+    (tmp_path / "docs.csv").write_text("title,text\na,b\n,\n", encoding="utf-8")
+    config = SourceConfig(path=str(tmp_path / "docs.csv"), columns={"title": "title", "text": "text"})
+    assert sources.read(config, Path()).faults == ()

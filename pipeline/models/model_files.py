@@ -100,6 +100,12 @@ def check_weights(root: Path, name: str = "model.safetensors") -> None:
             f"{root}: its weights are {', '.join(pickles[:3])}, a format that can run code when it is read; where you "
             f"trust it, {_conversion(root)} writes safetensors"
         )
+    gone = next((path for path in (root / name, index) if path.is_symlink()), None)
+    if gone is not None:
+        raise MissingError(f"{gone}: is a link to {gone.readlink()}, which is not there; fetch the model again")
+    has_onnx = next((path for pattern in ("*.onnx", "onnx/*.onnx") for path in root.glob(pattern)), None)
+    if has_onnx is not None:
+        raise MissingError(f"{root}: holds no {name}, only {has_onnx.name}; give the model as PyTorch's safetensors")
     raise MissingError(f"{root}: holds no {name}; give the whole model")
 
 

@@ -45,12 +45,30 @@ def folder(base: Artifact | Path | str) -> Path:
     if (local / "model" / "config.json").is_file():
         return local / "model"
     if local.exists():
-        raise MissingError(f"{local}: holds no config.json; give the folder that transformers saved")
+        raise MissingError(f"{local}: {_lacks_config(local)}")
     name = str(base)
     if isinstance(base, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
         raise MissingError(f"{name or 'base model'}: no such folder; give a folder with config.json or a hub name")
     packaged_models.check_name(name)
     return _from_hub(name)
+
+
+def _lacks_config(path: Path) -> str:
+    """The reason why a path without a config.json is no model's folder, with the one to give where it is near."""
+    snapshots = sorted(path.glob("snapshots/*/config.json"))
+    if path.is_file():
+        return f"is a file; give its folder, {path.parent}" if (path.parent / "config.json").is_file() else "is a file"
+    if snapshots:
+        return f"is a folder of a hub's cache; give the model in it, {snapshots[-1].parent}"
+    if (path / "config.json").is_symlink():
+        target = (path / "config.json").readlink()
+        return f"its config.json is a link to {target}, which is not there; fetch the model again"
+    if (path / "adapter_config.json").is_file():
+        return (
+            "holds an adapter of PEFT, not a model; join it to its base by merge_and_unload() and save_pretrained(), "
+            "and give that folder"
+        )
+    return "holds no config.json; give the folder that transformers saved"
 
 
 def root_of(name: str) -> Path:

@@ -9,7 +9,7 @@ import pytest
 from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import ArtifactError, ConfigError, MissingError
-from pipeline.models import base_models, model_folders, packaged_models
+from pipeline.models import base_models, model_files, model_folders, packaged_models
 
 
 def test_a_folder_its_parent_and_an_artifact_are_the_same_model(untrained: Any) -> None:
@@ -155,3 +155,35 @@ def test_the_demo_weights_are_found() -> None:
     assert base_models.shape(folder) == base_models.ModelShape(
         6, 384, 12, shared=False, intermediate=1536, tokenizer=folder
     )
+
+
+def test_a_hub_cache_is_answered_with_the_folder_to_give(tmp_path: Path) -> None:
+    cache = tmp_path / "models--some--model"
+    snapshot = cache / "snapshots" / "0123abc"
+    (cache / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (cache / "blobs" / "1").write_text('{"model_type": "bert"}')
+    (snapshot / "config.json").symlink_to(cache / "blobs" / "1")
+    with pytest.raises(MissingError) as raised:
+        model_folders.folder(cache)
+    assert model_folders.folder(str(raised.value).rpartition(", ")[2]) == snapshot
+    with pytest.raises(MissingError, match=f"is a file; give its folder, {snapshot}"):
+        model_folders.folder(snapshot / "config.json")
+    with pytest.raises(MissingError, match=r"holds no model\.safetensors; give the whole"):
+        model_files.check_weights(snapshot)
+    (snapshot / "model.safetensors").symlink_to(cache / "blobs" / "2")
+    with pytest.raises(MissingError, match=r"model\.safetensors: is a link to .*blobs/2, which is not there"):
+        model_files.check_weights(snapshot)
+    (cache / "blobs" / "1").unlink()
+    with pytest.raises(MissingError, match=r"its config\.json is a link to .*blobs/1, which is not there"):
+        model_folders.folder(snapshot)
+
+
+def test_an_adapter_and_an_onnx_model_are_called_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(MissingError, match=r"an adapter of PEFT, .* merge_and_unload"):
+        model_folders.folder(tmp_path)
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model_O4.onnx").write_bytes(b"")
+    with pytest.raises(MissingError, match=r"only model_O4\.onnx; give the model as PyTorch's safetensors"):
+        model_files.check_weights(tmp_path)

@@ -37,7 +37,7 @@ from pipeline.text import address_part
 ROWS_AT_ONCE = 10_000
 """Rows that are fetched from a database at once."""
 _READ_ONLY = re.compile("read-?only", re.IGNORECASE)
-"""What SQLite and PostgreSQL say of a statement that would write."""
+"""Words by which SQLite and PostgreSQL refuse a statement that would write."""
 
 OWN_COLUMNS = ("doc_id", "title", "text")
 """Columns of a table of documents that needs no map."""

@@ -385,7 +385,7 @@ def test_judged_rows_without_a_text_or_an_id_are_faults_and_no_common_document(t
 
 
 def test_documents_alone_may_have_no_text(tmp_path: Path) -> None:
-    """Nothing is judged there, and `data check` counts them."""
+    """A blank document that no row judges is counted by `data check`, and used."""
     (tmp_path / "docs.csv").write_text("title,text\na,b\n,\n", encoding="utf-8")
     config = SourceConfig(path=str(tmp_path / "docs.csv"), columns={"title": "title", "text": "text"})
     assert sources.read(config, Path()).faults == ()

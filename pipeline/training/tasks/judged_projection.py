@@ -69,14 +69,14 @@ def fit(model: BiEncoder, data: Artifact, config: EncoderConfig, checkpoint: Pat
         `neighbours_kept before`, by the principal directions, and `neighbours_kept`.
 
     Raises:
-        TrainingError: fewer than ten documents or judged training queries.
+        TrainingError: fewer than ten documents or judged pairs, or one training query alone.
     """
     best = best_pairs(data, config.loop.seed, config.projection_documents)
-    if min(len(best.documents), len(best.pairs)) < NEAREST:
+    if min(len(best.documents), len(best.pairs)) < NEAREST or len(best.queries) < 2:
         raise TrainingError(
-            f"{data.path}: {counted(len(best.pairs), 'judged pair')} of training queries and "
-            f"{counted(len(best.documents), 'document')}; encoder.projection judgments needs {NEAREST} or more of "
-            "each, take similarities"
+            f"{data.path}: {counted(len(best.pairs), 'judged pair')} of {counted(len(best.queries), 'training query')} "
+            f"and {counted(len(best.documents), 'document')}; encoder.projection judgments needs {NEAREST} or more "
+            "pairs and documents, of 2 queries or more; take similarities"
         )
     label = "projection"
     queries, documents = (
@@ -113,6 +113,7 @@ def best_pairs(data: Artifact, seed: int, most: int) -> BestPairs:
     rows = pd.Series(np.arange(len(table)), index=table["doc_id"].to_pylist())
     judged = judged[judged["doc_id"].isin(rows.index)]
     top = judged[(judged["grade"] > 0) & (judged["grade"] == judged.groupby("query_id")["grade"].transform("max"))]
+    top = top.drop_duplicates(["query_id", "doc_id"])  # By people and by clicks, or for two fields.
     draw = np.random.default_rng(seed)
     wanted = draw.permutation(np.unique(rows[top["doc_id"]].to_numpy(dtype=np.int64)))
     unjudged = draw.permutation(np.setdiff1d(np.arange(len(table)), wanted))
@@ -140,6 +141,22 @@ def _itself(judged: "pd.DataFrame", own: frozenset[str]) -> "pd.Series[bool]":
     return judged["query_id"].isin(own) & (judged["query_id"] == judged["doc_id"])
 
 
+def held_out(queries: Ints) -> NDArray[np.bool_]:
+    """Whether each pair, (pairs,), is measured on and not learned from.
+
+    These are all pairs of the queries that come first: of as many as have HELD_OUT pairs, or a fifth of all, and of one
+    query at least.
+
+    Args:
+        queries: (pairs,) the query of each pair.
+    """
+    names, first, counts = np.unique(queries, return_index=True, return_counts=True)
+    order = np.argsort(first)
+    taken = counts[order].cumsum() <= min(HELD_OUT, len(queries) // 5)
+    taken[:1] = True
+    return np.isin(queries, names[order[taken]])
+
+
 class JudgedProjectionTask:
     """Steps and loss for the loop; a chunk is rows of `pairs`, and further documents."""
 
@@ -159,8 +176,8 @@ class JudgedProjectionTask:
         device = dense.weight.device
         self.dense, self.config = dense, config
         self.queries, self.documents = queries.to(device), documents.to(device)
-        held = min(HELD_OUT, len(best.pairs) // 5)
-        self.pairs, self.held_out = best.pairs[held:], best.pairs[:held]
+        is_held_out = held_out(best.pairs[:, 0])
+        self.pairs, self.held_out = best.pairs[~is_held_out], best.pairs[is_held_out]
         self.known = best.known
 
     def plan(self, epoch: int) -> list[Step[tuple[Ints, Ints]]]:

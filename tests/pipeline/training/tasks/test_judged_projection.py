@@ -131,8 +131,35 @@ def test_each_pair_is_learned_from_once_an_epoch_and_none_that_is_measured(base:
     assert not {tuple(pair) for pair in task.pairs.tolist()} & {tuple(pair) for pair in task.held_out.tolist()}
 
 
+@given(st.lists(st.integers(0, 40), min_size=10, max_size=300).filter(lambda queries: len(set(queries)) > 1))
+def test_no_query_is_both_learned_from_and_measured(queries: list[int]) -> None:
+    pairs = np.array(queries)
+    held = judged_projection.held_out(pairs)
+    assert held.any()
+    assert not held.all()
+    assert not set(pairs[held]) & set(pairs[~held])
+    assert held.sum() <= max(len(pairs) // 5, (pairs == pairs[0]).sum())
+    assert held[0]
+
+
+def test_of_queries_with_one_pair_each_the_first_fifth_is_measured() -> None:
+    for count, measured in ((10, 2), (700, 140), (5000, 400)):
+        assert np.flatnonzero(judged_projection.held_out(np.arange(count)[::-1])).tolist() == list(range(measured))
+
+
+def test_a_pair_that_was_judged_twice_is_learned_from_once(tmp_path: Path) -> None:
+    judged = data(tmp_path, 40)
+    table = schema.read(judged.file("judgments.parquet"), "judgments")
+    again = table.append_column("source", pa.array(["click"] * len(table), pa.string()))
+    table = table.append_column("source", pa.array(["human"] * len(table), pa.string()))
+    judged.file("judgments.parquet").unlink()  # A file that may be shared with others of its content.
+    schema.write(pa.concat_tables([table, again]), judged.file("judgments.parquet"), "judgments")
+    best = judged_projection.best_pairs(judged, seed=1, most=40)
+    assert len({tuple(pair) for pair in best.pairs.tolist()}) == len(best.pairs) == 30
+
+
 def test_too_few_judged_queries_are_refused(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="judged pairs of training queries"):
+    with pytest.raises(TrainingError, match="6 judged pairs of 6 training queries and 8 documents"):
         judged_projection.fit(start(base), data(tmp_path, 8), CONFIG, tmp_path / "few")
 
 

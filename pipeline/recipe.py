@@ -143,7 +143,7 @@ def _toml_value(value: Any) -> str:
 
 
 def override(tree: dict[str, Any], text: str) -> None:
-    """Lays one `section.key=value` over the plain values of a recipe.
+    """Lays one `section.key=value` over the plain values of a recipe; of a section's table only the keys that it has.
 
     Raises:
         ConfigError: the text has another form, or its section is a plain value of the recipe.
@@ -162,17 +162,23 @@ def override(tree: dict[str, Any], text: str) -> None:
     except tomllib.TOMLDecodeError as error:
         if value.lstrip().startswith(('"', "'")):
             raise ConfigError(f"--set {text[:60]}: its quotes do not close ({error})") from error
+        if "\n" in value:
+            raise _several_lines(text) from error
         content = {"value": value}  # A bare word is a string, so that a shell needs no second pair of quotes.
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"--set {text[:60]}…: not valid TOML: {error}") from error
     if len(content) > 1:
-        raise ConfigError(f"--set {text[:60]!r}: holds several lines; give each value a --set of its own")
+        raise _several_lines(text)
     node = tree
     for part in parts[:-1]:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
             raise ConfigError(f"--set {text}: {part} is a value, not a section")
-    node[parts[-1]] = content["value"]
+    _lay_over(node, {parts[-1]: content["value"]})
+
+
+def _several_lines(text: str) -> ConfigError:
+    return ConfigError(f"--set {text[:60]!r}: holds several lines; give each value a --set of its own")
 
 
 def _lay_over(tree: dict[str, Any], changes: Mapping[str, Any]) -> None:

@@ -55,6 +55,20 @@ def test_overrides(tmp_path: Path) -> None:
     assert recipe.ranker.plain is False
 
 
+def test_an_override_with_a_table_leaves_the_other_keys_of_its_section(tmp_path: Path) -> None:
+    text = "[ranker]\nlayers = 3\n[ranker.loop]\nseed = 5\nepochs = 2.5"
+    recipe = _load(tmp_path, text, "ranker={temperature=4, loop={seed=6}}")
+    assert recipe == _load(tmp_path, text, "ranker.temperature=4", "ranker.loop.seed=6")
+    assert (recipe.ranker.layers, recipe.ranker.loop.epochs) == (3, 2.5)
+    assert recipes.changed(recipe, ["ranker={temperature=5}"]) == recipes.changed(recipe, ["ranker.temperature=5"])
+
+
+@pytest.mark.parametrize("override", ["name=a\nb=2", "ranker.layers=3\nteacher.layers=4"])
+def test_an_override_of_several_lines_is_refused(override: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds several lines; give each value a --set of its own"):
+        _load(tmp_path, "", override)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -109,6 +109,9 @@ def test_a_qrels_file_alone_is_refused_where_texts_of_queries_are_needed(tmp_pat
         ("ratings.csv", "a 0 b 1\n", False),
         ("ratings.NDJSON", "a 0 b 1\n", False),
         ("empty.txt", "", False),
+        ("blank.txt", "\n \n\r\nq1 0 d1 1\n", True),
+        ("marked.txt", "\ufeff\nq1 0 d1 1\n", True),
+        ("blanks.txt", "\n\n", False),
     ],
 )
 def test_a_qrels_file_is_known_by_its_first_line(tmp_path: Path, name: str, text: str, expected: bool) -> None:

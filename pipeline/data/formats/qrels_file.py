@@ -16,6 +16,8 @@ from pipeline.data.formats.tables import FoundSource, Tables
 
 NAME = "qrels"
 LOOKED_FOR = "a TREC qrels file to judge a run by; only when named, or beside --run"
+FIRST_BYTES = 4096
+"""Bytes of a file that are read to tell its form."""
 OTHERS = (".csv", *JSON_LINES, ".parquet", ".toml", ".db", ".sqlite")
 """Ends of file names that another format reads."""
 
@@ -29,21 +31,22 @@ def find(config: SourceConfig, root: Path) -> FoundSource | None:
 
 
 def is_qrels(path: Path) -> bool:
-    """Whether this is a file, and its first line is one of a qrels file: `query iteration document grade`."""
+    """Whether a file begins, blank lines aside, with a line of qrels: `query iteration document grade`."""
     return trec_files.is_qrels_line(_first_fields(path))
 
 
 def is_run(path: Path) -> bool:
-    """Whether this is a file, and its first line is one of a run file: `query Q0 document rank score system`."""
+    """Whether a file begins, blank lines aside, with a line of a run: `query Q0 document rank score system`."""
     return trec_files.is_run_line(_first_fields(path))
 
 
 def _first_fields(path: Path) -> list[str]:
-    """The fields of a file's first line; empty where its name is that of another format."""
+    """The fields of a file's first line that is not blank; empty where its name is that of another format."""
     if not path.is_file() or path.suffix.lower() in OTHERS:
         return []
     with path.open("rb") as file:
-        return file.readline(4096).decode("utf-8-sig", errors="replace").split()
+        lines = map(str.split, file.read(FIRST_BYTES).decode("utf-8-sig", errors="replace").split("\n"))
+        return next(filter(None, lines), [])
 
 
 def advice(path: Path) -> str:

@@ -4,7 +4,6 @@ One thread, because a second makes a single query slower, not faster; a service 
 """
 
 import json
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -30,7 +29,6 @@ BATCH = 256
 """Queries embedded at once for a run."""
 Find = Callable[[int], tuple[Vectors, npt.NDArray[np.int64]]]
 """Number of vectors to search for → scores and positions, both (queries, vectors)."""
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -316,6 +314,8 @@ def run(
     settings = {"system": system, "splits": sorted(splits), **listed.settings}
 
     def build(staging: Staging) -> Mapping[str, Any]:
+        from index.vector_matrix import unit_vectors  # Not for the service.
+
         semantic = SemanticIndex.load(index.path, verify=False)
         queries = list(judged_queries(data, splits).items())
         if pairs is not None:
@@ -326,7 +326,9 @@ def run(
             with progress.bar("Searching vectors", len(queries), "queries") as advance:
                 for start in range(0, len(queries), BATCH):
                     query_ids, texts = zip(*queries[start : start + BATCH], strict=True)
-                    hits = semantic.search_batch(embed_queries(texts), listed.searched)
+                    hits = semantic.search_batch(
+                        unit_vectors(embed_queries(texts), query_ids, "query"), listed.searched
+                    )
                     yield from zip(query_ids, hits, strict=True)
                     advance(len(texts))
 

@@ -18,6 +18,7 @@ from index.vector_texts import text_digests
 from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError
+from pipeline.text import counted
 
 KIND = "vectors"
 FILE = "vectors.npy"
@@ -25,6 +26,34 @@ BLOCK = 1 << 16
 """Vectors in memory at once."""
 
 Vectors = npt.NDArray[np.float32]
+TOLERANCE = 1e-3
+"""Largest distance of a vector's length from 1."""
+
+
+def unit_vectors(embedded: np.ndarray, ids: Sequence[str], kind: str = "document") -> Vectors:
+    """The vectors that an encoder gave, (ids, dimensions), after a check.
+
+    Args:
+        ids: the ids of the documents or queries, for messages.
+        kind: document or query.
+
+    Raises:
+        ArtifactError: another number of vectors, or one that is not of unit length or not finite; names its id.
+    """
+    vectors: Vectors = np.ascontiguousarray(embedded, np.float32)
+    if vectors.ndim != 2 or len(vectors) != len(ids):
+        raise ArtifactError(
+            f"vectors: the encoder gave an array of {vectors.shape} for {counted(len(ids), kind)}; it must give "
+            "(texts, dimensions)"
+        )
+    lengths = np.linalg.norm(vectors, axis=1)
+    wrong = np.flatnonzero(~(np.abs(lengths - 1) <= TOLERANCE))  # A length that is not a number is wrong too.
+    if len(wrong):
+        raise ArtifactError(
+            f"vectors: the vector of {kind} '{ids[wrong[0]]}' has length {lengths[wrong[0]]}, not 1 "
+            f"({len(wrong)} of {len(ids)} in its batch); export the encoder again in fp32 and compare"
+        )
+    return vectors
 
 
 class SegmentedMatrix:

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from index import document_reader, segments
 from index.digests import DIGEST_BYTES, as_bytes
 from index.known_vectors import KnownVectors, SharedVectors
-from index.vector_matrix import BLOCK, FILE, KIND, Vectors
+from index.vector_matrix import BLOCK, FILE, KIND, Vectors, unit_vectors
 from index.vector_texts import TextChoice, VectorTexts
 from pipeline import artifacts, compute, disk, progress
 from pipeline.artifacts import Artifact, Staging
@@ -43,8 +43,6 @@ BATCH = 256
 """Documents given to the encoder at once."""
 SHARD_S = 10.0
 """Seconds of embedding between shards; what a kill loses at most."""
-TOLERANCE = 1e-3
-"""Largest distance of a vector's length from 1."""
 
 Texts = Callable[[npt.NDArray[np.int64]], Iterator[tuple[str, str]]]
 """Ascending row numbers of the matrix → doc_id and text of each row."""
@@ -124,7 +122,7 @@ def make(
 
         embedded = _embed_missing(read, digests, encoder, known, staging.checkpoint)
         if not texts.digests:  # As in a shard whose documents all lack a field; the file keeps the width.
-            known.add((), _checked(encoder.embed([""]), [""])[:0])
+            known.add((), unit_vectors(encoder.embed([""]), [""])[:0])
         plan.write(staging)
         if digests or plan.is_fresh:
             _write(staging.folder / plan.folder / FILE, digests, known)
@@ -222,7 +220,7 @@ def _embed_missing(
     with progress.bar("Embedding documents", done + len(missing), "documents", done) as advance:
         for embedded in encoder.embed_batches(bodies()):
             names, doc_ids = drawn.popleft()
-            vectors = _checked(embedded, doc_ids)
+            vectors = unit_vectors(embedded, doc_ids)
             known.add(names, vectors)
             shard.append((names, vectors))
             if time.monotonic() - written >= SHARD_S:
@@ -246,23 +244,6 @@ def _missing_texts(
         yield batch
 
 
-def _checked(embedded: np.ndarray, doc_ids: Sequence[str]) -> Vectors:
-    vectors: Vectors = np.ascontiguousarray(embedded, np.float32)
-    if vectors.ndim != 2 or len(vectors) != len(doc_ids):
-        raise ArtifactError(
-            f"vectors: the encoder gave an array of {vectors.shape} for {counted(len(doc_ids), 'document')}; "
-            "it must give (documents, dimensions)"
-        )
-    lengths = np.linalg.norm(vectors, axis=1)
-    wrong = np.flatnonzero(~(np.abs(lengths - 1) <= TOLERANCE))  # A length that is not a number is wrong too.
-    if len(wrong):
-        raise ArtifactError(
-            f"vectors: the vector of document '{doc_ids[wrong[0]]}' has length {lengths[wrong[0]]}, not 1 "
-            f"({len(wrong)} of {len(doc_ids)} in its batch); export the encoder again in fp32 and compare"
-        )
-    return vectors
-
-
 def _shards(checkpoint: Path) -> Iterator[tuple[list[bytes], Vectors]]:
     """Digests and vectors that an interrupted run left; a damaged shard is removed, and its texts embedded again."""
     for path in sorted(checkpoint.glob("*.npz")):
@@ -271,7 +252,7 @@ def _shards(checkpoint: Path) -> Iterator[tuple[list[bytes], Vectors]]:
                 # Opened here, as numpy leaves a damaged file open.
                 with path.open("rb") as file, np.load(file, allow_pickle=False) as shard:
                     digests, vectors = as_bytes(shard["digests"]), shard["vectors"]
-                yield digests, _checked(vectors, [digest.hex() for digest in digests])
+                yield digests, unit_vectors(vectors, [digest.hex() for digest in digests])
             except (ValueError, EOFError, KeyError, zipfile.BadZipFile, ArtifactError) as error:
                 log.warning("%s: not a readable shard (%s); its documents are embedded again", path, error)
                 path.unlink()

@@ -310,3 +310,21 @@ def test_a_semantic_run_ranks_the_queries_of_its_splits(
     some = search.run(tmp_path, index=index, data=data, embed_queries=embed, depth=5, splits=["valid"], pairs=pairs)
     rows = schema.read(some.file("run.parquet"), "run").to_pylist()
     assert rows == [row for row in table if row["query_id"] == "q301"]
+
+
+def test_a_query_that_the_encoder_gives_no_vector_is_named(
+    tmp_path: Path, make_data: Callable[..., Artifact], embed: Callable[[Sequence[str]], np.ndarray]
+) -> None:
+    queries = {f"q{number}": f"query {number}" for number in range(300)}
+    data = make_data(["red", "blue"], queries=queries, splits=dict.fromkeys(queries, "valid"))
+    index = semantic_build.make(
+        tmp_path, IndexConfig(), vectors=vectors.make(tmp_path, vectors.DocumentEncoder("e", embed), data=data)
+    )
+
+    def fail_one(texts: Sequence[str]) -> np.ndarray:
+        embedded = embed(texts)
+        embedded[[number for number, text in enumerate(texts) if text == "query 280"]] = np.nan
+        return embedded
+
+    with pytest.raises(ArtifactError, match=r"the vector of query 'q280' has length nan, not 1 \(1 of 44 in its batch"):
+        search.run(tmp_path, index=index, data=data, embed_queries=fail_one, depth=1, splits=["valid"])

@@ -2,23 +2,32 @@
 
 Models that learn from summaries as queries must not read them in documents, so the documents of the training lack
 theirs. A person searches whole documents, and all of them: after the retraining they are re-indexed with their
-summaries, those too that the training left out, and questions as a person writes them are put to the release.
+summaries, those too that the training left out. As summaries share rare words with their documents and what people type
+does not, the order is then learned anew from plain questions, and other plain questions are put to the release.
 """
 
 import fnmatch
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows import publishing, reindex, retrain, summary
+from flows import publishing, refit, reindex, retrain, summary
 from pipeline import schema
 from pipeline.artifacts import Artifact
-from pipeline.config import DataConfig, Recipe
+from pipeline.config import DataConfig, Recipe, SourceConfig
 from pipeline.releases import Releases
 from pipeline.temporary import temporary_file
 
 DOCUMENTS = Path("demo") / "documents.parquet"
 """The whole documents, in the workspace."""
+
+LEARNED_FROM = Path(__file__).with_name("recipes") / "plain_questions.jsonl"
+"""Plain questions with shell patterns of the documents that answer them, none of them among QUESTIONS: the order is
+learned from these. They were written down before any order was looked at."""
+JUDGED = Path("demo") / "plain_questions"
+"""These questions as judged data, in the workspace."""
 
 FIRST = 3
 """Number of results among which a question should have a good answer."""
@@ -92,15 +101,17 @@ The page offers them in this order, so those that have been answered well in eve
 
 
 def run(recipe: Recipe, workspace: Path) -> dict[str, Any]:
-    """Retrains, re-indexes whole documents and asks the questions; returns the card of `flows.summary`.
+    """Retrains, re-indexes whole documents, learns their order and asks the questions; returns the card of `summary`.
 
     Raises:
         RelevanceError: the message says what, where and what to do.
     """
     outcome = retrain.retrain(recipe, workspace)
     figures = serve_whole_documents(outcome, workspace, recipe.data)
-    questions = ask(workspace) if outcome.live else None
-    return summary.make(outcome, workspace, served=figures, questions=questions)
+    if not outcome.live:
+        return summary.make(outcome, workspace)
+    refitted = refit_to_questions(workspace)
+    return summary.make(outcome, workspace, served=figures, refitted=refitted, questions=ask(workspace))
 
 
 def serve_whole_documents(
@@ -151,6 +162,38 @@ def write_whole_documents(documents: Artifact, path: Path, config: DataConfig | 
         schema.write(python_docs.with_summaries(table), temporary, "documents")
         temporary.rename(path)
     return True
+
+
+def refit_to_questions(workspace: Path) -> dict[str, Any]:
+    """Learns the order of the live release from plain questions; returns the figures of `flows.refit.refit`."""
+    registry = Releases(workspace)
+    documents = publishing.documents_of(registry, registry.open())
+    doc_ids = schema.read(documents.file("documents.parquet"), "documents")["doc_id"].to_pylist()
+    write_judged_questions(doc_ids, workspace / JUDGED)
+    return refit.refit(SourceConfig(path=str(workspace / JUDGED), format="parquet"), workspace, queries="all")
+
+
+def write_judged_questions(doc_ids: Sequence[str], folder: Path) -> None:
+    """Writes the questions of LEARNED_FROM as judged data: every document that a pattern names has grade 1.
+
+    A question that none of these documents answers is left out.
+    """
+    import pyarrow as pa
+
+    lines = LEARNED_FROM.read_text(encoding="utf-8").splitlines()
+    queries, judgments = [], []
+    for number, item in enumerate(json.loads(line) for line in lines):
+        good = re.compile("|".join(fnmatch.translate(pattern) for pattern in item["answers"])).match
+        answers = [doc_id for doc_id in doc_ids if good(doc_id)]
+        if answers:
+            name = f"plain {number}"
+            queries.append({"query_id": name, "text": item["question"]})
+            judgments += [{"query_id": name, "doc_id": doc_id, "grade": 1} for doc_id in answers]
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, rows in (("queries", queries), ("judgments", judgments)):
+        with temporary_file(folder / f"{kind}.parquet") as temporary:
+            schema.write(pa.Table.from_pylist(rows), temporary, kind)
+            temporary.rename(folder / f"{kind}.parquet")
 
 
 def ask(workspace: Path) -> dict[str, Any]:

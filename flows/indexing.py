@@ -65,12 +65,11 @@ class EmbeddingWork:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SearchableCorpus:
-    """Documents made searchable with one encoder."""
+class SearchableParts:
+    """Documents made searchable with one encoder, as a release holds them."""
 
     lexical: Artifact
     documents: Artifact
-    vectors: Artifact
     index: Artifact
     fields: Mapping[str, Artifact] = field(default_factory=dict)
     """Name of a part of a release (`pipeline.release_parts.field_part`) → index of one field alone."""
@@ -79,6 +78,19 @@ class SearchableCorpus:
     def parts(self) -> dict[str, Artifact]:
         """The parts of a release that are made from documents, by name."""
         return {"lexical": self.lexical, "documents": self.documents, "index": self.index, **self.fields}
+
+    @staticmethod
+    def of_release(release: Artifact) -> "SearchableParts":
+        """The parts of a release that has documents."""
+        named = {name: release_parts.part(release, name) for name in ("lexical", "documents", "index")}
+        return SearchableParts(**named, fields=release_parts.field_parts(release))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchableCorpus(SearchableParts):
+    """The same as it is made, with the vectors that the index holds."""
+
+    vectors: Artifact
 
 
 def make_searchable(

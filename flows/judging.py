@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flows.indexing import SearchableCorpus, make_searchable
+from flows.indexing import SearchableCorpus, SearchableParts, make_searchable
 from flows.runner import Runner
 from pipeline import recipe as recipes
 from pipeline import release_parts
@@ -25,6 +25,13 @@ class ScoringModels:
     fusion: Artifact | None = None
     """None while it is still to be fitted."""
 
+    @classmethod
+    def of_release(cls, release: Artifact) -> "ScoringModels":
+        """The models and weights of a release that has documents."""
+        ranker = release_parts.part(release, "ranker") if release_parts.has_part(release, "ranker") else None
+        encoder, fusion = (release_parts.part(release, name) for name in ("encoder", "fusion"))
+        return cls(ranker=ranker, encoder=encoder, fusion=fusion)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolScores:
@@ -36,35 +43,35 @@ class PoolScores:
 
 
 def judge(
-    config: CandidatesConfig, run: Runner, *, models: ScoringModels, corpus: SearchableCorpus, data: Artifact
+    config: CandidatesConfig, run: Runner, *, models: ScoringModels, corpus: SearchableParts, data: Artifact
 ) -> PoolScores:
     """Scores the candidates of the valid and test queries with one system, and fits its fusion if it has none."""
     from pipeline.data.candidates import JUDGING_SPLITS
     from pipeline.training import fusion as fusions
 
     scored: dict[str, Any] = {"models": models, "corpus": corpus, "data": data}
-    pool, features = _scored(config, run, **scored, splits=JUDGING_SPLITS)
+    pool, features = score(config, run, **scored, splits=JUDGING_SPLITS)
     fusion = models.fusion
     if fusion is None:
         retrieved: dict[str, Artifact] = {}
         if config.pool == "judged":  # /search ranks what it finds among all documents, so the fusion must see that too.
             config, run_again = replace(config, pool="retrieved"), run.labelled("retrieved")
-            searched = _scored(config, run_again, **scored, splits=("valid",))
+            searched = score(config, run_again, **scored, splits=("valid",))
             retrieved = {"retrieved_pool": searched[0], "retrieved_features": searched[1]}
         fusion = run(fusions.make, features=features, pool=pool, **retrieved)
     return PoolScores(pool=pool, features=features, fusion=fusion)
 
 
-def _scored(
+def score(
     config: CandidatesConfig,
     run: Runner,
     *,
     models: ScoringModels,
-    corpus: SearchableCorpus,
+    corpus: SearchableParts,
     data: Artifact,
     splits: Sequence[str],
 ) -> tuple[Artifact, Artifact]:
-    """The pool of the queries of these splits, and its features."""
+    """The pool of the queries of these splits, and its features by one system."""
     from index import lexical, semantic
     from pipeline.data import candidates
     from serving.runtime import offline
@@ -95,15 +102,17 @@ def judge_release(
     release: Artifact, index: IndexConfig, candidates: CandidatesConfig, run: Runner, *, data: Artifact
 ) -> tuple[PoolScores, SearchableCorpus]:
     """Judges the models of a release over an index of the data's own documents, and returns that index too."""
-    ranker = release_parts.part(release, "ranker") if release_parts.has_part(release, "ranker") else None
-    encoder, fusion = (release_parts.part(release, name) for name in ("encoder", "fusion"))
-    models = ScoringModels(ranker=ranker, encoder=encoder, fusion=fusion)
+    models = ScoringModels.of_release(release)
+    corpus = make_searchable(index_config(release, index), run, encoder=models.encoder, data=data)
+    return judge(candidates, run, models=models, corpus=corpus, data=data), corpus
+
+
+def index_config(release: Artifact, index: IndexConfig) -> IndexConfig:
+    """The section `index` by which documents are searched as a release does: with its fields and passages."""
     # The fusion of the release weighs its own fields, whatever the recipe says now.
     embedded = any(name.startswith("index.") for name in release_parts.field_parts(release))
     passages = recipes.parse(Recipe, release.manifest.config).index.passages  # Its documents are read as it reads them.
-    index = replace(index, fields=release_parts.fields(release), field_vectors=embedded, passages=passages)
-    corpus = make_searchable(index, run, encoder=models.encoder, data=data)
-    return judge(candidates, run, models=models, corpus=corpus, data=data), corpus
+    return replace(index, fields=release_parts.fields(release), field_vectors=embedded, passages=passages)
 
 
 def quality_cost(

@@ -66,6 +66,17 @@ def corpus_of(registry: Releases, release: Artifact) -> Artifact | None:
     return documents if documents.manifest.kind == "corpus" else None
 
 
+def refit_chain(registry: Releases, release: str) -> list[str]:
+    """The release and those whose order it and they learned anew (`flows.refit`), as far as they still exist."""
+    chain = [release]
+    while chain[-1] in registry.ids():
+        former = registry.open(chain[-1], verify=False).metrics.get("refit", {}).get("of")
+        if former is None:
+            break
+        chain.append(former)
+    return chain
+
+
 def comparable(registry: Releases, pointer: Pointer | None) -> Artifact | None:
     """The release that a new one is compared with: the live one or, where it is damaged, the nearest complete one."""
     if pointer is None:

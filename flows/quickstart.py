@@ -197,10 +197,11 @@ def _index_config(documents: Artifact, models: ReadyMadeModels) -> IndexConfig:
 
 
 def _why_it_stays(registry: Releases, live: Pointer) -> str:
-    """Why a live release is not replaced: it was trained, or cannot be read; empty where a quickstart made it."""
+    """Why a live release is not replaced: it learned from judgments, or cannot be read; else empty."""
     try:
-        is_ready_made = "ready_made" in registry.open(live.release, verify=False).metrics
+        metrics = registry.open(live.release, verify=False).metrics
+        replaceable = "ready_made" in metrics and "refit" not in metrics
     except RelevanceError as error:
         log.warning("release %s is live and cannot be read, so it stays: %s", live.release[:12], error)
         return f"Release {live.release[:12]} is live, cannot be read, and stays until a person has looked: {error}"
-    return "" if is_ready_made else "A trained release is live and stays"
+    return "" if replaceable else "A trained release is live and stays"

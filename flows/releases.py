@@ -100,7 +100,7 @@ def render_releases(listing: dict[str, Any], workspace: Path) -> "RenderableType
     if any("fused" not in item["systems"] for item in sound):
         notes.append(f"– {_not_judged('RELEASE', workspace)}")
     if any(item["carried_from"] for item in listing["releases"]):
-        notes.append("* carried over from the release whose models were re-indexed")
+        notes.append("* carried over from the release whose documents or order were replaced")
     return Group(table, *map(Text, notes))
 
 

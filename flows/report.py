@@ -13,16 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from flows import judging, publishing, runner
+from flows import judged_sources, judging, runner
 from pipeline import recipe as recipes
 from pipeline import release_parts
 from pipeline.artifacts import Artifact
 from pipeline.config import DataConfig, Recipe, SourceConfig
-from pipeline.errors import SchemaError
 from pipeline.evaluation.runs import RunFile
 from pipeline.releases import Releases
-from pipeline.secrets import hide_passwords
-from pipeline.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +53,9 @@ def report(
         MissingError: no such source or release.
     """
     stages = runner.Runner(workspace, execute)
-    return _of_release(Releases(workspace), _several(judgments), split, release, baseline, stages, rules, clicks=clicks)
+    return _of_release(
+        Releases(workspace), judged_sources.several(judgments), split, release, baseline, stages, rules, clicks=clicks
+    )
 
 
 def report_on_run(
@@ -86,7 +85,7 @@ def report_on_run(
         SchemaError: a file is no run.
     """
     stages = runner.Runner(workspace, execute)
-    sources = tuple(_as_qrels(source) for source in _several(judgments))
+    sources = tuple(_as_qrels(source) for source in judged_sources.several(judgments))
     return _of_run(Releases(workspace), sources, run, baseline, stages, rules, clicks=clicks)
 
 
@@ -97,65 +96,12 @@ def copy_files(report: Artifact, folder: Path) -> None:
         shutil.copyfile(report.path / name, folder / name)
 
 
-def _several(judgments: SourceConfig | Sequence[SourceConfig]) -> tuple[SourceConfig, ...]:
-    return (judgments,) if isinstance(judgments, SourceConfig) else tuple(judgments)
-
-
 def _as_qrels(source: SourceConfig) -> SourceConfig:
     """The source, of format `qrels` where it is a file of that form and nothing else is said."""
     from pipeline.data.formats import qrels_file
 
     known = source.format == "auto" and not source.columns and qrels_file.is_qrels(Path(source.path))
     return replace(source, format=qrels_file.NAME) if known else source
-
-
-def _with_documents(
-    sources: tuple[SourceConfig, ...], registry: Releases, release: Artifact
-) -> tuple[SourceConfig, ...]:
-    """The sources and, where none of them holds a document, the documents of a release.
-
-    Raises:
-        SchemaError: a source has no texts of queries, or the release holds none of the judged documents.
-    """
-    import pyarrow.parquet as pq
-
-    from pipeline.data import sources as reading
-    from pipeline.data.formats import qrels_file
-
-    for source in sources:
-        if source.format == qrels_file.NAME:
-            raise SchemaError(f"a release ranks by texts of queries; {qrels_file.advice(Path(source.path))}")
-    read = [reading.read(source, Path()) for source in sources]
-    if any(source.documents.num_rows for source in read):
-        return sources
-    documents = publishing.documents_of(registry, release)
-    judged = {name for source in read for name in source.judgments["doc_id"].to_pylist()}
-    known = pq.read_table(documents.file("documents.parquet"), columns=["doc_id"])["doc_id"].to_pylist()
-    shown = ", ".join(hide_passwords(source.path) for source in sources)
-    if not judged.intersection(known):
-        raise SchemaError(
-            f"{shown}: there are no documents beside these judgments, and release {release.fingerprint[:12]} has none "
-            f"of theirs; they name {min(judged, default='none')!r}, the release has ids such as {min(known)!r}"
-        )
-    own = counted(len(known), "document")
-    log.info("%s: judged with the %s of release %s", shown, own, release.fingerprint[:12])
-    # One name makes one collection of both.
-    beside = SourceConfig(path=str(documents.file("documents.parquet").resolve()), format="parquet", name=read[0].name)
-    return (*(replace(source, name=read[0].name) for source in sources), beside)
-
-
-def _by_rules(config: DataConfig, rules: DataConfig | None) -> DataConfig:
-    """The section `config`, with the rules of another section on unusable rows and on pairs of several grades."""
-    return config if rules is None else replace(config, faulty_rows=rules.faulty_rows, conflicts=rules.conflicts)
-
-
-def _judgments(sources: tuple[SourceConfig, ...], config: DataConfig, run: runner.Runner) -> Artifact:
-    from pipeline.data import judgments
-
-    all_queries = replace(
-        config, root=".", sources=sources, train_queries=0, valid_queries=0, test_queries=0, max_documents=0
-    )
-    return run.labelled("judgments")(judgments.make, all_queries, purpose="judging")
 
 
 def _of_release(
@@ -174,14 +120,14 @@ def _of_release(
 
     opened = registry.open(release)
     recipe = recipes.parse(Recipe, opened.manifest.config)
-    sources = _with_documents(sources, registry, opened)
+    sources = judged_sources.with_documents(sources, registry, opened)
     former = registry.open(baseline) if baseline else None
     learned = _learned([opened, former] if former else [opened])
     split = _fair_split(split, learned)
-    config = _by_rules(
+    config = judged_sources.by_rules(
         held_out(recipe.data, learned) if split == "test" else replace(recipe.data, splits="test"), rules
     )
-    data = _judgments(sources, config, run)
+    data = judged_sources.read(sources, config, run)
     evaluation = replace(recipe.evaluation, clicks=clicks or recipe.evaluation.clicks)
     judged, corpus = judging.judge_release(opened, recipe.index, recipe.candidates, run, data=data)
     live = None
@@ -212,11 +158,11 @@ def _of_release(
 
 
 def _learned(releases: Sequence[Artifact]) -> list[DataConfig]:
-    """The sections `data` of the releases that learned from judgments, as ready-made models did not."""
+    """The sections `data` of the releases that learned from judgments, as ready-made models without a refit did not."""
     return [
         recipes.parse(Recipe, release.manifest.config).data
         for release in releases
-        if "ready_made" not in release.metrics
+        if "ready_made" not in release.metrics or "refit" in release.metrics
     ]
 
 
@@ -278,8 +224,8 @@ def _of_run(
 
     config = replace(Recipe().evaluation, clicks=clicks)
     if isinstance(baseline, str) and baseline:
-        sources = _with_documents(sources, registry, registry.open(baseline))
-    data = _judgments(sources, _by_rules(DataConfig(splits="test"), rules), run)
+        sources = judged_sources.with_documents(sources, registry, registry.open(baseline))
+    data = judged_sources.read(sources, judged_sources.by_rules(DataConfig(splits="test"), rules), run)
     name, other, title = run_file.name, baseline, f"Run {run_file.path.name}"
     if isinstance(baseline, str) and baseline:
         opened = registry.open(baseline)

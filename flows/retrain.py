@@ -22,6 +22,7 @@ from flows.training_inputs import TrainingInputs
 from pipeline import recipe as recipes
 from pipeline import releases
 from pipeline.artifacts import Artifact
+from pipeline.command_line import typed
 from pipeline.compute import engine_of
 from pipeline.config import ComputeConfig, Recipe
 from pipeline.pointer import Pointer
@@ -115,12 +116,20 @@ def retrain(
         metrics=publishing.metrics(report, published.documents, source),
         config=published_config,
     )
-    if live is not None and live.release == release.fingerprint:
-        reasons = ("it was before, and nothing has changed",)
-        outcome = GateOutcome(live=True, agreed=True, reasons=reasons, before=live.release)
+    live_chain = publishing.refit_chain(Releases(workspace), live.release) if live else []
+    if release.fingerprint in live_chain:
+        since = "its order was learned anew since" if len(live_chain) > 1 else "nothing has changed"
+        reasons = (f"it was before, and {since}",)
+        outcome = GateOutcome(live=True, agreed=True, reasons=reasons, before=release.fingerprint)
     else:
         new = NewRelease(release=release, report=report, documents=published.documents, scores=judged)
         outcome = promote_if_better(recipe, new, live, inputs.data, run, allowed=promote)
+        if outcome.live and len(live_chain) > 1:
+            log.warning(
+                "the release that was live had learned its order anew from other judgments, and this one has the order "
+                "of its own valid queries; learn it from those again: `%s`",
+                typed("refit --judgments JUDGMENTS", workspace),
+            )
     return RetrainResult(release=release, report=report, gate=outcome, seconds=time.monotonic() - began)
 
 

@@ -22,6 +22,7 @@ def make(
     workspace: Path,
     *,
     served: Mapping[str, Any] | None = None,
+    refitted: Mapping[str, Any] | None = None,
     questions: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The card of a retraining; also written to `card.json` in the workspace.
@@ -30,6 +31,7 @@ def make(
         outcome: what the retraining made.
         workspace: the folder of artifacts and releases.
         served: figures of a re-index that followed (`flows.reindex.reindex`); its release is live then.
+        refitted: figures of a refit after that (`flows.refit.refit`); its release is live then.
         questions: the result of test questions to the live release (`flows.demo.ask`).
     """
     from pipeline import disk
@@ -45,8 +47,9 @@ def make(
         "warnings": surface_warnings(report.get("surfaces", {})),
         **_quality(report),
         **_costs(report["facts"]),
-        "seconds": round(outcome.seconds + (served["seconds"] if served else 0.0), 1),
+        "seconds": round(outcome.seconds + sum(item["seconds"] for item in (served, refitted) if item), 1),
         **({"served": dict(served)} if served else {}),
+        **({"refit": dict(refitted)} if refitted else {}),
         **({"questions": dict(questions)} if questions else {}),
         "report": str(outcome.report.file("report.html")),
         "next": [typed(command, workspace) for command in _next_commands(outcome, pointer)],
@@ -162,6 +165,13 @@ def served_lines(card: dict[str, Any]) -> list[str]:
         served = card["served"]
         lines.append(
             f"served    {served['release'][:12]}: the same models over {counted(served['documents'], 'whole document')}"
+        )
+    if "refit" in card:
+        refitted = card["refit"]
+        before, fused = (refitted[f"ndcg@10, {name}"] for name in ("before", "fused"))
+        lines.append(
+            f"order     learned from {counted(refitted['queries'], 'plain question')} apart: nDCG@10 {fused:.4f} on "
+            f"those held out, before {before:.4f}" + ("" if refitted["changed"] else "; the order before stays")
         )
     if "questions" in card:
         questions = card["questions"]

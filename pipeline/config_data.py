@@ -81,10 +81,11 @@ class DataConfig:
     """Treatment of rows that cannot be used; drop counts them by reason in the artifact."""
     conflicts: Literal["error", "max", "mean"] = "error"
     """Treatment of a pair that has several grades from one kind of source."""
-    splits: Literal["source", "hash", "test"] = "hash"
+    splits: Literal["source", "hash", "test", "valid"] = "hash"
     """source keeps the published splits (a missing test split is the published valid, and a new valid is cut from
     train; a missing train is the published valid) and cuts queries without one as hash does; hash cuts all anew by a
-    hash of the normalised query; test makes all of them test queries, for judging."""
+    hash of the normalised query; test makes all of them test queries, for judging; valid makes all but the share
+    `test_share` valid queries, for a refit."""
     valid_share: float = 0.1
     """Share of queries in the valid split that hash cuts."""
     test_share: float = 0.2

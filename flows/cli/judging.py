@@ -1,4 +1,4 @@
-"""Commands that judge and index: report and reindex."""
+"""Commands that judge, index and learn an order: report, reindex and refit."""
 
 import json
 from pathlib import Path
@@ -142,3 +142,42 @@ def reindex(
         compute=compute,
     )
     show(outcome, as_json, figures.table(outcome, "re-index"))
+
+
+@app.command()
+def refit(
+    judgments: Annotated[
+        str,
+        typer.Option(
+            help="Judged queries in any format that is read, or a recipe, whose sources are meant. Where there are no "
+            "documents beside them, those of the release are searched."
+        ),
+    ],
+    workspace: WrittenWorkspace = DEFAULT_WORKSPACE,
+    format: Annotated[str, typer.Option(help="Format of the judgments; auto looks at the files.")] = "auto",
+    columns: Columns = "",
+    labels: Labels = "",
+    all_queries: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help="Learn from all queries, not only those the release's recipe holds out; report on others then.",
+        ),
+    ] = False,
+    release: Release = "live",
+    no_promote: Annotated[bool, typer.Option("--no-promote", help="Publish without going live.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Learns the order of a release from judgments, with the same models and documents, and makes it live if better."""
+    from flows import refit as flow
+    from flows import sources
+
+    outcome = flow.refit(
+        judged_data(judgments, format, columns, labels),
+        existing(workspace),
+        release=release,
+        queries="all" if all_queries else "held out",
+        promote=not no_promote,
+        rules=sources.rules_of(judgments),
+    )
+    show(outcome, as_json, flow.render(outcome))

@@ -97,6 +97,8 @@ def assign(texts: Sequence[str], published: Sequence[str | None], config: DataCo
         return ["test"] * len(texts)
     groups, queries = _groups(texts)
     chosen = [hashed(query, config) for query in queries]
+    if config.splits == "valid":
+        chosen = ["test" if split == "test" else "valid" for split in chosen]
     if config.splits == "source":
         guard(texts, published, "published splits")
         present = _present(groups, published, len(queries))

@@ -124,10 +124,32 @@ def fit(judged: "pd.DataFrame", retrieved: "pd.DataFrame | None" = None) -> tupl
     """
     lists = candidate_lists(judged)
     values = _simple_ndcg(lists)
-    weights, measured = _chosen(lists, values, judged["query_id"].nunique())
+    weights, measured, _ = _chosen(lists, values, judged["query_id"].nunique())
     if retrieved is not None:
         weights, measured = _held_to_bm25(weights, measured, retrieved)
     return _as_fusion(weights, lists, values), measured
+
+
+def held_out(features: Artifact, pool: Artifact, before: Fusion) -> "pd.DataFrame":
+    """The valid nDCG, by query, of the order that `make` fits to these features, and of others.
+
+    Args:
+        features, pool: as for `make`.
+        before: another order.
+
+    Returns:
+        A row for each query whose pooled documents differ in grade; columns `fused`, fitted without the query, `before`
+        and the simple orders.
+    """
+    import pandas as pd
+
+    judged = _judged(features, pool)
+    lists = candidate_lists(judged)
+    values = _simple_ndcg(lists)
+    _, _, fused = _chosen(lists, values, judged["query_id"].nunique())
+    weights = np.array([before.weights.get(name, 0.0) for name in lists.names])
+    everyone = np.ones(lists.queries, dtype=bool)
+    return pd.DataFrame({"fused": fused, "before": lists.ndcg(lists.rows @ weights, everyone), **values})
 
 
 def _simple_ndcg(lists: CandidateLists) -> dict[str, Floats]:
@@ -136,12 +158,15 @@ def _simple_ndcg(lists: CandidateLists) -> dict[str, Floats]:
     return {simple.name: lists.ndcg(lists.rows @ equal_weights(simple, lists.names), everyone) for simple in SIMPLE}
 
 
-def _chosen(lists: CandidateLists, values: Mapping[str, Floats], queries: int) -> tuple[Floats, dict[str, Any]]:
+def _chosen(lists: CandidateLists, values: Mapping[str, Floats], queries: int) -> tuple[Floats, dict[str, Any], Floats]:
     """Weights (features,) of the order that is best on these lists, and what was measured.
 
     Args:
         values: simple candidate → (queries,) nDCG.
         queries: the number of queries, with those whose documents have one grade.
+
+    Returns:
+        Besides, the nDCG (queries,) of an order that was chosen without the query.
     """
     measured: dict[str, Any] = {
         "measure": MEASURE,
@@ -152,8 +177,8 @@ def _chosen(lists: CandidateLists, values: Mapping[str, Floats], queries: int) -
         "reason": "",
     }
     if lists.queries >= MIN_QUERIES:
-        chosen = _learned(lists, values, measured)
-        return candidate_weights(lists, chosen, np.ones(lists.queries, dtype=bool)), measured
+        chosen, held_out = _learned(lists, values, measured)
+        return candidate_weights(lists, chosen, np.ones(lists.queries, dtype=bool)), measured, held_out
     weights, measured["chosen"], held_out = _few(lists, values)
     measured["reason"] = (
         f"{lists.queries} of {counted(queries, 'valid query', 'have')} documents of different "
@@ -162,7 +187,7 @@ def _chosen(lists: CandidateLists, values: Mapping[str, Floats], queries: int) -
     log.warning("fusion: %s", measured["reason"])
     if lists.queries:
         measured["ndcg"]["fused"] = float(held_out.mean())
-    return weights, measured
+    return weights, measured, held_out
 
 
 def _held_to_bm25(
@@ -175,7 +200,7 @@ def _held_to_bm25(
     ours, bm25 = lists.ndcg(lists.rows @ weights, everyone), values["bm25"]
     if not _surely_worse(ours, bm25):
         return weights, measured
-    again, figures = _chosen(lists, values, retrieved["query_id"].nunique())
+    again, figures, _ = _chosen(lists, values, retrieved["query_id"].nunique())
     figures["reason"] = (
         f"{measured['chosen']} orders the judged lists best, but of the documents that BM25 and encoder find among all "
         f"it came to {ours.mean():.4f} and bm25 to {bm25.mean():.4f}; so /search takes the order that is best on these"
@@ -184,8 +209,8 @@ def _held_to_bm25(
     return again, figures
 
 
-def _learned(lists: CandidateLists, values: Mapping[str, Floats], measured: dict[str, Any]) -> Candidate:
-    """The candidate that is best on held-out queries, or a simple order where that is no worse.
+def _learned(lists: CandidateLists, values: Mapping[str, Floats], measured: dict[str, Any]) -> tuple[Candidate, Floats]:
+    """The candidate that is best on held-out queries, or a simple order where that is no worse, and its nDCG there.
 
     Args:
         values: simple candidate → (queries,) nDCG.
@@ -203,10 +228,10 @@ def _learned(lists: CandidateLists, values: Mapping[str, Floats], measured: dict
         fused, held_out = measured["ndcg"][chosen.name], values[chosen.name]
     if _surely_worse(held_out, values["bm25"]):
         measured["reason"] = f"{chosen.name} came to {fused:.4f} on held-out queries, surely worse than bm25 alone"
-        chosen, fused = _BM25, measured["ndcg"]["bm25"]
+        chosen, fused, held_out = _BM25, measured["ndcg"]["bm25"], values["bm25"]
     measured["ndcg"]["fused"] = float(fused)
     measured |= {"chosen": chosen.name, "strength": chosen.strength}
-    return chosen
+    return chosen, held_out
 
 
 def _few(lists: CandidateLists, values: Mapping[str, Floats]) -> tuple[Floats, str, Floats]:

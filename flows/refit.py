@@ -90,10 +90,17 @@ def refit(
     outcome = Refit.of(features, pool, before)
     published = old
     if outcome.gain.mean > 0:
-        published = _publish(registry, old, outcome, run(fusions.make, features=features, pool=pool), recipe, queries)
-        if promote and live is not None and live.release == old.fingerprint:
-            reason = f"refit to {counted(outcome.gain.queries, 'judged query')}"
-            registry.promote(published.fingerprint, reason=reason, expected=live.generation)
+        fusion = run(fusions.make, features=features, pool=pool)
+        order = Fusion.from_json(fusion.file("fusion.json").read_text(encoding="utf-8"))
+        if order != before:
+            own = {
+                "surfaces": outcome.surfaces(recipe.evaluation, order, ranked=models.ranker is not None),
+                "refit": {"of": old.fingerprint, "all_queries": queries == "all", **outcome.figures()},
+            }
+            published = _publish(registry, old, fusion, own)
+    if promote and published is not old and live is not None and live.release == old.fingerprint:
+        reason = f"refit to {counted(outcome.gain.queries, 'judged query')}"
+        registry.promote(published.fingerprint, reason=reason, expected=live.generation)
     pointer = registry.pointer_file.recover()
     return {
         "release": published.fingerprint,
@@ -127,15 +134,18 @@ class Refit:
             "gain": {name: _rounded(getattr(self.gain, name)) for name in ("mean", "low", "high", "p")},
         }
 
-    def surfaces(self, config: EvaluationConfig, rerank: str) -> dict[str, dict[str, Any]]:
-        """What each path of the service is worth on these queries, see `pipeline.evaluation.surfaces`."""
-        columns = {"fused": systems.FUSED, "rrf": systems.BOTH, "bm25": systems.BM25, "ranker": systems.RANKER}
-        return surfaces.worth(
-            self.values.rename(columns=columns),
-            MEASURE,
-            config,
-            systems.FUSED if rerank == "fused" else systems.RANKER,
-        )
+    def surfaces(self, config: EvaluationConfig, order: Fusion, *, ranked: bool) -> dict[str, dict[str, Any]]:
+        """What each path of the service is worth on these queries, see `pipeline.evaluation.surfaces`.
+
+        Args:
+            order: the new one, which also decides the order of `/rerank`.
+            ranked: whether the release has a ranker; without one it has no `/rerank`.
+        """
+        names = {"fused": systems.FUSED, "rrf": systems.BOTH, "bm25": systems.BM25, "ranker": systems.RANKER}
+        if not ranked:
+            del names["bm25"]
+        rerank = systems.FUSED if order.rerank == "fused" else systems.RANKER
+        return surfaces.worth(self.values[list(names)].rename(columns=names), MEASURE, config, rerank)
 
 
 def _rounded(value: float) -> float | None:
@@ -182,23 +192,19 @@ def _check_queries(data: Artifact, release: Artifact) -> None:
         )
 
 
-def _publish(
-    registry: Releases, old: Artifact, outcome: Refit, fusion: Artifact, recipe: Recipe, queries: Queries
-) -> Artifact:
-    """The release with this fusion in the place of the old one."""
+def _publish(registry: Releases, old: Artifact, fusion: Artifact, own: Mapping[str, Any]) -> Artifact:
+    """The release with this fusion in the place of the old one.
+
+    Args:
+        own: metrics of the new order, in the place of the old one's.
+    """
     parts = {name: release_parts.part(old, name) for name in old.manifest.inputs} | {"fusion": fusion}
-    metrics = publishing.metrics(old, parts["documents"], old.metrics["documents"]["kind"])
-    order = Fusion.from_json(fusion.file("fusion.json").read_text(encoding="utf-8"))
-    worths = outcome.surfaces(recipe.evaluation, order.rerank)
-    if "ranker" not in parts:
-        worths.pop("/rerank", None)
-    own = {"surfaces": worths, "refit": {"of": old.fingerprint, "all_queries": queries == "all", **outcome.figures()}}
+    metrics = publishing.metrics(old, parts["documents"], old.metrics.get("documents", {}).get("kind", "data"))
     metrics["figures"] |= {
         "own": sorted({*metrics["figures"]["own"], *own}),
         "carried": sorted(set(metrics["figures"]["carried"]) - set(own)),
     }
-    metrics |= own
-    return registry.publish(parts, metrics=metrics, config=old.manifest.config)
+    return registry.publish(parts, metrics={**metrics, **own}, config=old.manifest.config)
 
 
 def render(outcome: Mapping[str, Any]) -> "Table":

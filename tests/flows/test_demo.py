@@ -1,6 +1,7 @@
 """The demo beside its retraining: whole documents to search, and plain questions to them."""
 
 import errno
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from index.corpus_change import CorpusChange
 from pipeline import config
 from pipeline.data.formats import python_docs
 from pipeline.releases import Releases
+from tests.benchmarks import test_plain_questions
 from tests.flows.conftest import Trained
 
 
@@ -49,9 +51,11 @@ def test_summaries_are_searched_after_a_retraining_that_did_not_see_them(
     assert live.fingerprint == served["release"] != before.fingerprint
     questions = demo.ask(copied.workspace)
     assert questions["answered"] == ["finds d7 among"]
-    card = summary.make(copied.outcome, copied.workspace, served=served, questions=questions)
+    refitted = {"seconds": 1.0, "queries": 9, "changed": True, "ndcg@10, before": 0.5, "ndcg@10, fused": 0.6}
+    card = summary.make(copied.outcome, copied.workspace, served=served, refitted=refitted, questions=questions)
     assert card["live_release"] == served["release"]
     lines = summary.served_lines(card)
+    assert any("9 plain questions" in line and "0.6000" in line for line in lines)
     assert any("1 of 2 plain ones" in line and "finds d9 among" in line for line in lines)
     assert demo.serve_whole_documents(copied.outcome, copied.workspace) is not None  # Again: the same, and still live.
     assert Releases(copied.workspace).open().fingerprint == served["release"]
@@ -97,6 +101,27 @@ def test_documents_without_summaries_apart_are_served_as_they_are(copied: Traine
     assert demo.serve_whole_documents(copied.outcome, copied.workspace) is None
     assert Releases(copied.workspace).open().fingerprint == before
     assert not (copied.workspace / demo.DOCUMENTS).exists()
+
+
+def test_the_order_is_learned_from_other_questions_than_those_that_are_put() -> None:
+    lines = demo.LEARNED_FROM.read_text(encoding="utf-8").splitlines()
+    learned = [json.loads(line) for line in lines]
+    questions = [item["question"] for item in learned]
+    assert len(set(questions)) == len(questions) > 150
+    assert not set(questions) & {*demo.QUESTIONS, *test_plain_questions.QUESTIONS}
+    assert all(item["answers"] for item in learned)
+
+
+def test_questions_are_judged_by_the_documents_that_their_patterns_name(tmp_path: Path) -> None:
+    doc_ids = ["os.makedirs", "fsspec.Local.makedirs", "os.makedirs2", "shutil.move", "nothing"]
+    demo.write_judged_questions(doc_ids, tmp_path)
+    queries, judgments = (pq.read_table(tmp_path / f"{name}.parquet").to_pylist() for name in ("queries", "judgments"))
+    texts = {item["query_id"]: item["text"] for item in queries}
+    judged = {(texts[item["query_id"]], item["doc_id"], item["grade"]) for item in judgments}
+    assert {item for item in judged if item[0] == "make a folder including its parents"} == {
+        ("make a folder including its parents", name, 1) for name in ("os.makedirs", "fsspec.Local.makedirs")
+    }
+    assert set(texts.values()) == {text for text, *_ in judged}  # None is left that nothing answers.
 
 
 def test_a_question_names_documents_that_can_be_its_answer() -> None:

@@ -1,6 +1,7 @@
 """Queries are cut by their normalised text: together, steadily, and in the shares asked for."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -80,6 +81,17 @@ def test_hash_splits_do_not_look_at_published_ones() -> None:
 
 def test_all_can_be_test_queries() -> None:
     assert splits.assign(["a", "b", "a"], ["train", None, "valid"], DataConfig(splits="test")) == ["test"] * 3
+
+
+def test_all_but_the_test_queries_of_the_hash_can_be_valid_queries() -> None:
+    queries = [f"query {number}" for number in range(300)]
+    for share in (0.0, 0.3):
+        config = DataConfig(test_share=share)
+        by_hash, refit = (
+            splits.assign(queries, [None] * 300, replace(config, splits=how)) for how in ("hash", "valid")
+        )
+        assert refit == ["test" if split == "test" else "valid" for split in by_hash]
+        assert ("test" in refit) == (share > 0)
 
 
 def test_a_sample_changes_by_no_more_than_what_is_added() -> None:

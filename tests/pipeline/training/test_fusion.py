@@ -229,6 +229,17 @@ def test_the_artifact_learns_from_valid_rows_only_and_is_plain_numbers(tmp_path:
     assert artifact.metrics["queries"] <= 30
 
 
+@pytest.mark.parametrize("queries", [8, 40])
+def test_held_out_values_are_those_that_the_artifact_tells(tmp_path: Path, queries: int) -> None:
+    features, pool = features_and_pool(tmp_path, world(queries, NOISE))
+    artifact = fusion.make(tmp_path, features=features, pool=pool)
+    before = Fusion(weights=dict.fromkeys(FEATURES, 0.0) | {"bm25": 1.0})
+    values = fusion.held_out(features, pool, before)
+    for name, mean in artifact.metrics["ndcg"].items():
+        assert values[name].mean() == pytest.approx(mean)
+    assert values["before"].tolist() == values["bm25"].tolist()
+
+
 def test_an_encoder_that_orders_judged_lists_alone_does_not_order_what_is_retrieved(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

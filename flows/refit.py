@@ -122,7 +122,7 @@ class Refit:
 
     @classmethod
     def of(cls, features: Artifact, pool: Artifact, old: Fusion) -> "Refit":
-        """What a fusion of these features is worth beside another."""
+        """The values of an order that is fitted to these features, beside another order."""
         values = fusions.held_out(features, pool, old)
         return cls(values, significance.difference(values["fused"], values["before"], bounds=RANGE))
 
@@ -135,7 +135,7 @@ class Refit:
         }
 
     def surfaces(self, config: EvaluationConfig, order: Fusion, *, ranked: bool) -> dict[str, dict[str, Any]]:
-        """What each path of the service is worth on these queries, see `pipeline.evaluation.surfaces`.
+        """The worth of each path of the service on these queries, see `pipeline.evaluation.surfaces`.
 
         Args:
             order: the new one, which also decides the order of `/rerank`.

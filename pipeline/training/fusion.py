@@ -134,7 +134,7 @@ def held_out(features: Artifact, pool: Artifact, before: Fusion) -> "pd.DataFram
     """The valid nDCG, by query, of the order that `make` fits to these features, and of others.
 
     Args:
-        features, pool: as for `make`.
+        features, pool: see `make`.
         before: another order.
 
     Returns:

@@ -26,7 +26,7 @@ from tests.benchmarks import other_networks
 from tests.benchmarks.other_networks import OtherNetwork
 
 NARROWER, FEED_FORWARD, HEADS = 4, 4, 4
-"""How many times a layer is narrower inside than outside, and its feed-forward networks and heads; as published."""
+"""Outer width of a layer by its inner one, and its feed-forward networks and heads; as published."""
 TRANSFER_TOKENS, TRANSFER_RATE = 1_000_000, 1e-3
 """Tokens of pairs over which the states are learned, and the rate of that at its peak."""
 BATCH = 48

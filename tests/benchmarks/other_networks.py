@@ -58,7 +58,7 @@ class OtherNetwork(CrossEncoder):
     LOOP: ClassVar[Mapping[str, Any]]
     """Further settings of the loop that differ from the ranker's."""
     SETTINGS: ClassVar[Mapping[str, Any]]
-    """What else the network depends on; a change trains it anew."""
+    """Further settings of the network; a change trains it anew."""
 
     def __init__(self, teacher: CrossEncoder) -> None:
         """

@@ -217,9 +217,8 @@ class SemanticIndex:
         positions, _ = self._owners.located(self._checked_rows([row]))
         if not len(positions):
             return []
-        vectors = self.stored(positions)
         nearest: dict[int, Hit] = {}
-        for hits in self.search_batch(vectors, k + 1):
+        for hits in self.search_batch(self.stored(positions), k + 1):
             for hit in hits:
                 if hit.row != row and (hit.row not in nearest or nearest[hit.row].score < hit.score):
                     nearest[hit.row] = hit
@@ -326,9 +325,8 @@ def run(
             with progress.bar("Searching vectors", len(queries), "queries") as advance:
                 for start in range(0, len(queries), BATCH):
                     query_ids, texts = zip(*queries[start : start + BATCH], strict=True)
-                    hits = semantic.search_batch(
-                        unit_vectors(embed_queries(texts), query_ids, "query"), listed.searched
-                    )
+                    vectors = unit_vectors(embed_queries(texts), query_ids, "query")
+                    hits = semantic.search_batch(vectors, listed.searched)
                     yield from zip(query_ids, hits, strict=True)
                     advance(len(texts))
 

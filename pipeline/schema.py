@@ -212,7 +212,8 @@ def read(path: Path, kind: str) -> "pa.Table":
 
     Raises:
         MissingError: no such file.
-        SchemaError: not Parquet, a column missing or of another type, a null where a value must be.
+        SchemaError: not Parquet, a column missing or of another type, a null where a value must be, text that is not
+            UTF-8.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -226,7 +227,23 @@ def read(path: Path, kind: str) -> "pa.Table":
     faults = column_faults(table, kind)
     if faults:
         raise SchemaError(f"{path}: " + "; ".join(str(fault) for fault in faults))
+    refuse_invalid_text(table, path)
     return table
+
+
+def refuse_invalid_text(table: "pa.Table", path: Path) -> None:
+    """Raises `SchemaError` where a text, or one in a list or a struct, is not UTF-8, which Parquet does not promise."""
+    import pyarrow as pa
+
+    for number, column in enumerate(table.schema):
+        if _matches(column.type, "string") or pa.types.is_nested(column.type):
+            try:
+                table[number].validate(full=True)
+            except pa.ArrowInvalid as error:
+                raise SchemaError(
+                    f"{path}: column '{column.name}' holds text that is not UTF-8 ({error}); write the file again with "
+                    "that column converted to UTF-8"
+                ) from error
 
 
 def write(table: "pa.Table", path: Path, kind: str) -> None:

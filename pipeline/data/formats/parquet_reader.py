@@ -36,7 +36,7 @@ def read(file: Path, kind: str) -> pa.Table:
     table = schema.read(file, kind)
     if not table.num_rows:
         say_empty(file)
-    return _valid_text(table, file)
+    return _with_large_strings(table)
 
 
 def read_foreign(file: Path, wanted: Sequence[str], *, wanted_only: bool = False) -> pa.Table:
@@ -65,7 +65,9 @@ def read_foreign(file: Path, wanted: Sequence[str], *, wanted_only: bool = False
         )
     if not table.num_rows:
         say_empty(file)
-    return _valid_text(_without_dictionaries(table), file)
+    table = _without_dictionaries(table)
+    schema.refuse_invalid_text(table, file)
+    return _with_large_strings(table)
 
 
 def _holders(wanted: Sequence[str], names: Sequence[str]) -> list[str] | None:
@@ -137,18 +139,9 @@ def _without_dictionaries(table: pa.Table) -> pa.Table:
     return table
 
 
-def _valid_text(table: pa.Table, file: Path) -> pa.Table:
-    """The table with its texts as large strings; raises `SchemaError` where a text, or one in a list or a struct, is
-    not UTF-8."""
+def _with_large_strings(table: pa.Table) -> pa.Table:
+    """The table with its texts as large strings."""
     for number, column in enumerate(table.schema):
-        if is_text(column.type) or pa.types.is_nested(column.type):
-            try:
-                table[number].validate(full=True)
-            except pa.ArrowInvalid as error:
-                raise SchemaError(
-                    f"{file}: column '{column.name}' holds text that is not UTF-8 ({error}); write the file again with "
-                    "that column converted to UTF-8"
-                ) from error
         if is_text(column.type):
             table = table.set_column(number, column.name, table[number].cast(STRING))
     return table

@@ -309,7 +309,7 @@ def _limit_documents(documents: pa.Table, judgments: pa.Table, config: DataConfi
     if room < 0:
         raise ConfigError(
             f"data.max_documents is {limit:,}, but {counted(limit - room, 'document', 'are')} judged; raise it, or "
-            "lower data.train_queries"
+            "take fewer queries by data.train_queries, data.valid_queries and data.test_queries, of which 0 takes all"
         )
     keep = judged.to_numpy(zero_copy_only=False).copy()
     ids = documents["doc_id"].to_pylist()

@@ -28,7 +28,7 @@ def serve(settings: Settings) -> None:
     """
     write_log(settings.log)
     if names := unknown_variables():
-        log.warning("no such setting, so ignored: %s; serving/settings.py lists them", ", ".join(names))
+        log.warning("no settings of the service, so ignored: %s; serving/settings.py lists them", ", ".join(names))
     allow_files()
     keys.hashes(settings)  # Else each worker would refuse every request.
     with listen(settings) as listener:

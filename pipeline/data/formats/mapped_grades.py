@@ -201,12 +201,15 @@ def _missing(words: Counter[str], there: set[str], labels: Mapping[str, int]) ->
 
 
 def _guess(word: str, labels: Mapping[str, int], there: set[str]) -> int | None:
-    """The grade that a word most likely means: that of the same word in other letters, a number, yes or no.
+    """The grade that a word most likely means: that of the same word or number written otherwise, a number, yes or no.
 
     Only a label that stands in no row can be this word misspelt. One that does is a word of its own, however near: 相关
     (relevant) is no other spelling of 不相关 (irrelevant).
     """
     folded = {label.casefold(): grade for label, grade in labels.items()}
+    if not math.isnan(number := float(_numbers([word])[0])):
+        equal = (grade for label, grade in labels.items() if float(_numbers([label])[0]) == number)
+        return next(equal, grade_of(word.removesuffix(".0")))
     stray = [label.casefold() for label in labels if label not in there]
     near = [word.casefold()] if word.casefold() in folded else difflib.get_close_matches(word.casefold(), stray, 1, 0.8)
     if near:

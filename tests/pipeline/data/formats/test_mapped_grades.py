@@ -164,3 +164,13 @@ def test_grades_of_a_larger_scale_are_answered_with_one(tmp_path: Path, highest:
     if is_scale:
         scaled = sources.read(dataclasses.replace(config, grade_scale=(0, 100, 4)), tmp_path)
         assert scaled.judgments["grade"].to_pylist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("numbers", [["1.0", "2.0", "3.0"], ["1,0", "2.00", "+3"]])
+def test_a_number_written_otherwise_is_advised_the_grade_of_its_label(tmp_path: Path, numbers: list[str]) -> None:
+    """Typed as advised, the labels give the grades that were meant: 1 is the worst here, and worth 0."""
+    source = dataclasses.replace(table(tmp_path / "worth.csv", numbers), labels={"1": 0, "2": 1, "3": 2})
+    advised = suggested(sources.read(source, Path()).advice)
+    assert advised == dict(zip(numbers, (0, 1, 2), strict=True))
+    source = dataclasses.replace(source, labels=advised)
+    assert sources.read(source, Path()).judgments["grade"].to_pylist() == [0, 1, 2]

@@ -234,7 +234,7 @@ def _per_query(run: str | Path, qrels: Path, measures: Sequence[str]) -> Any:
     from pipeline.evaluation import metrics, runs
 
     file = runs.RunFile.parse(str(run))
-    ranked, judgments = runs.read(file.path, file.name), _judgments(qrels)
+    ranked, judgments = runs.read(file.path, file.name, is_named=bool(file.system)), _judgments(qrels)
     runs.check_queries(file.name, ranked, set(judgments["query_id"].to_pylist()))
     return metrics.evaluate(ranked, judgments, measures)
 

@@ -18,6 +18,7 @@ from pipeline import recipe as recipes
 from pipeline import release_parts
 from pipeline.artifacts import Artifact
 from pipeline.config import DataConfig, Recipe, SourceConfig
+from pipeline.errors import ConfigError
 from pipeline.evaluation.runs import RunFile
 from pipeline.releases import Releases
 
@@ -83,6 +84,7 @@ def report_on_run(
     Raises:
         MissingError: no such source, file or release.
         SchemaError: a file is no run.
+        ConfigError: the baseline is the run itself.
     """
     stages = runner.Runner(workspace, execute)
     sources = tuple(_as_qrels(source) for source in judged_sources.several(judgments))
@@ -235,6 +237,8 @@ def _of_run(
         other = RunFile(ranked.file("run.parquet"), systems.FUSED)
     files = {name: run_file}
     if isinstance(other, RunFile):
+        if other == run_file:
+            raise ConfigError(f"{run_file}: is compared with itself; name another run file as the baseline")
         names = (other.name, name) if other.name != name else (str(other), str(run_file))
         files = {names[0]: other, names[1]: run_file}
         title = f"{names[1]} against {names[0]}"

@@ -96,7 +96,7 @@ def make(
         files = {str(name): RunFile(systems.file("run.parquet"), str(name)) for name in systems.metrics["systems"]}
         inputs: dict[str, Input] = {"data": data, "systems": systems}
     else:
-        files = {name: RunFile(path, name) for name, path in systems.items()}
+        files = {name: RunFile(path) for name, path in systems.items()}
         inputs = {"data": data, **_outside(files)}
     if pool is not None:
         inputs["pool"] = pool
@@ -176,11 +176,15 @@ class _JudgedSystems:
     """The values of the first measure: a row for each query, a column for each system."""
 
 
+def _run(name: str, file: RunFile, pool: Artifact | None) -> "pa.Table":
+    return runs.read(file.path, file.system or name, pool, is_named=bool(file.system))
+
+
 def _judged_systems(config: EvaluationConfig, material: _Material, plan: ReportPlan) -> _JudgedSystems:
     """Reads the runs and judges them on the queries of the plan's split."""
     judgments, other_queries = judged(material.data, plan.split, clicks=config.clicks)
     ranked = {
-        name: ranking(runs.read(file.path, file.system or name, material.pool), material.data, other_queries)
+        name: ranking(_run(name, file, material.pool), material.data, other_queries)
         for name, file in material.files.items()
     }
     judged_ids = set(judgments["query_id"].unique().to_pylist())

@@ -50,7 +50,9 @@ class RunFile:
         return self.system or self.path.stem
 
 
-def read(path: Path, system: str, pool: Artifact | None = None, split: str | None = None) -> "pa.Table":
+def read(
+    path: Path, system: str, pool: Artifact | None = None, split: str | None = None, *, is_named: bool = False
+) -> "pa.Table":
     """query_id, doc_id and score of one system's documents.
 
     Args:
@@ -58,6 +60,7 @@ def read(path: Path, system: str, pool: Artifact | None = None, split: str | Non
         system: its name, which chooses rows where the file holds several systems.
         pool: the pairs that give a scores file its queries and documents.
         split: the scores are of this split of the pool; of the whole without it.
+        is_named: whether a person named the system, so that a file of one other system is refused as well.
 
     Raises:
         MissingError: no such file.
@@ -78,7 +81,7 @@ def read(path: Path, system: str, pool: Artifact | None = None, split: str | Non
         )
     if not table.num_rows:
         raise SchemaError(f"{path}: ranks no document for any query; look at what writes it")
-    return _of_system(table, path, system).select(COLUMNS)
+    return _of_system(table, path, system, is_named=is_named).select(COLUMNS)
 
 
 def check_queries(name: str, run: "pa.Table", judged_ids: Set[str]) -> None:
@@ -131,18 +134,21 @@ def _trec(path: Path) -> "pa.Table":
     return trec_files.read_run(path)
 
 
-def _of_system(table: "pa.Table", path: Path, system: str) -> "pa.Table":
+def _of_system(table: "pa.Table", path: Path, system: str, *, is_named: bool) -> "pa.Table":
     import pyarrow.compute as pc
 
     if "system" not in table.column_names:
+        if is_named:
+            raise SchemaError(f"{path}: has no column system, so no system is called '{system}'; name the file alone")
         return table
     known = sorted(map(str, table.column("system").unique().to_pylist()))
     if system in known:
         return table.filter(pc.equal(table.column("system"), system))
-    if len(known) > 1:
+    if len(known) > 1 or is_named:
+        holds = f"the systems {', '.join(known)}, none is" if len(known) > 1 else f"the system {known[0]}, which is not"
         raise SchemaError(
-            f"{path}: holds the systems {', '.join(known)}, none is called '{system}'; name one of "
-            "them, on the command line as FILE:SYSTEM"
+            f"{path}: holds {holds} called '{system}'; name one of them, on the command line as FILE:SYSTEM, or the "
+            "file alone where it holds one"
         )
     return table
 

@@ -80,3 +80,17 @@ def test_a_text_that_is_no_run_is_one_message(tmp_path: Path, text: str, message
     with pytest.raises(SchemaError, match=message) as caught:
         runs.read(tmp_path / "run.txt", "a")
     assert str(caught.value).startswith(str(tmp_path / "run.txt"))
+
+
+def test_a_system_that_a_person_names_must_be_in_the_file(tmp_path: Path) -> None:
+    """Its scores went by a name of another system before, where the file holds one alone."""
+    (tmp_path / "run.txt").write_text(LINE, encoding="utf-8")
+    (system,) = {line.split()[5] for line in LINE.splitlines()}
+    assert runs.read(tmp_path / "run.txt", "file's name").num_rows == 1
+    assert runs.read(tmp_path / "run.txt", system, is_named=True).num_rows == 1
+    with pytest.raises(SchemaError, match=f"holds the system {system}, which is not called 'other'"):
+        runs.read(tmp_path / "run.txt", "other", is_named=True)
+    columns = {"query_id": ["1"], "doc_id": ["2"], "score": [1.5]}
+    pq.write_table(pa.table(columns), tmp_path / "run.parquet")
+    with pytest.raises(SchemaError, match="has no column system, so no system is called 'other'"):
+        runs.read(tmp_path / "run.parquet", "other", is_named=True)

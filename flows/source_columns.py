@@ -137,7 +137,10 @@ def samples_of(source: SourceConfig, *, known_first: bool = False) -> dict[str, 
 
 
 def _samples_of_alike(source: SourceConfig) -> dict[str, str]:
-    """The columns of the tables of a folder or a pattern if all have the same; empty for a folder of a known format."""
+    """The columns that the tables of a folder or a pattern share, where one map fits all of them; else empty.
+
+    Empty too for a folder of a known format.
+    """
     from pipeline.data.formats import column_map, trec_collection
 
     files = column_map.files_of(Path(source.path))
@@ -148,7 +151,11 @@ def _samples_of_alike(source: SourceConfig) -> dict[str, str]:
         samples = [column_map.samples_of(file) for file in files]
     except RelevanceError:  # What is wrong with one file is said when the folder is read.
         return {}
-    return samples[0] if all(other.keys() == samples[0].keys() for other in samples) else {}
+    first, *others = samples
+    maps = [column_map.suggest(list(columns)) for columns in samples]
+    shared = {name: value for name, value in first.items() if all(name in other for other in others)}
+    is_one = all(columns == maps[0] for columns in maps) and (bool(maps[0]) or len(shared) == len(first))
+    return shared if is_one and column_map.suggest(list(shared)) == maps[0] else {}
 
 
 def _is_judged(names: Collection[str]) -> bool:

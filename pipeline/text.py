@@ -123,7 +123,8 @@ _FORMATS = {
     GIT_LFS: ("Git LFS, a pointer in place of the data", "fetch the data with `git lfs pull`"),
 }
 """First bytes of a file → the format that they mean, and what to do to have a text file."""
-_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+"""File name endings of compressed files."""
 
 
 def other_format(path: Path, head: bytes) -> SchemaError | None:
@@ -132,7 +133,7 @@ def other_format(path: Path, head: bytes) -> SchemaError | None:
     if name == "SQLite" and (known := _tables(path)):
         addresses = [shlex.quote(f"sqlite:///{path}?table={address_part(table)}") for table in known[:20]]
         advice = f"name one of its tables by an address: {', '.join(addresses)}"
-    unpacked = path.stem if path.suffix.lower() in _COMPRESSED else f"unpacked-{path.name}"
+    unpacked = path.stem if path.suffix.lower() in COMPRESSED else f"unpacked-{path.name}"
     advice = advice.replace("{file}", shlex.quote(str(path))).replace("{unpacked}", beside(path, unpacked))
     return SchemaError(f"{path}: is a file of {name}, not a text file; {advice}") if name else None
 

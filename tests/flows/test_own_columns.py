@@ -20,7 +20,7 @@ from pipeline.data import convert
 from pipeline.data import sources as readers
 from pipeline.data.formats import option_text
 from pipeline.data.formats.column_advice import Contents
-from pipeline.errors import ConfigError, InputError, SchemaError
+from pipeline.errors import ConfigError, InputError, MissingError, SchemaError
 
 
 def table(path: Path, names: str, values: str = "red knife,a sharp red knife,2") -> str:
@@ -466,6 +466,39 @@ def test_tables_of_the_same_columns_are_mapped_as_one(tmp_path: Path, path: str)
     look, _ = init.write(str(tmp_path / path), tmp_path / "own.toml")
     assert look.sources[0]["columns"] == {"query": "search_term", "title": "title", "grade": "grade"}
     assert look.judgments == 60
+
+
+def test_tables_that_one_map_fits_are_read_as_one_whatever_else_they_have(tmp_path: Path) -> None:
+    (tmp_path / "months").mkdir()
+    table(tmp_path / "months" / "a.csv", "query,title,grade", "a,a knife,1")
+    table(tmp_path / "months" / "b.csv", "note,title,grade,query", "new,a knife,1,b")
+    look, _ = init.write(str(tmp_path / "months"), tmp_path / "own.toml")
+    assert look.sources[0]["columns"] == {"query": "query", "title": "title", "grade": "grade"}
+    assert look.judgments == 60
+    (tmp_path / "months" / "c.csv").write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match=r"c\.csv is empty, or its first line is.* or take the file out of the folder"):
+        init.write(str(tmp_path / "months"), tmp_path / "none.toml")
+
+
+def test_what_looks_like_data_beside_tables_is_named_or_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "shards"
+    (folder / "more").mkdir(parents=True)
+    (folder / ".cache").mkdir()
+    for name in ("a.csv", "more/b.csv", ".cache/c.csv"):
+        table(folder / name, "query,title,grade", "a,a knife,1")
+    for name in ("a.csv.gz", "d.csv.gz", "e.JSONL.zst", "f.xlsx", "notes.txt", "img.png.gz", "h.zip"):
+        (folder / name).write_bytes(b"x")
+    data.data_convert(str(folder), tmp_path / "out")
+    assert "not d.csv.gz, e.JSONL.zst, f.xlsx, h.zip, more/;" in caplog.text
+    caplog.clear()
+    data.data_convert(f"{folder}/*.csv", tmp_path / "out of a pattern")
+    assert "are read, and not" not in caplog.text
+    (folder / "z.csv").symlink_to(tmp_path / "gone.csv")
+    with pytest.raises(MissingError, match=r"z\.csv: is a link to .*gone\.csv, which is not there"):
+        data.data_convert(str(folder), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_split_reads_any_table_by_its_map_as_a_conversion_does(tmp_path: Path) -> None:

@@ -229,6 +229,8 @@ def of_file(path: Path) -> str:
     Several tables of different columns are shown as the sources of one collection, each with its map.
     """
     files = column_map.files_of(path)
+    if len(files) > 1 and (blank := next(filter(column_map.is_blank, files[:MOST_TABLES]), None)):
+        return f"\n{_of_table(blank)}; or take the file out of the folder"
     if len(files) > 1 and (apart := _as_sources(files)):
         return f"\nIts tables have different columns. Write those that belong together into a recipe:\n{apart}"
     return f"\n{_of_table(files[0])}" if files else ""

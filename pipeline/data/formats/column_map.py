@@ -9,13 +9,15 @@ from pathlib import Path
 
 from pipeline.data.clicks import impressions
 from pipeline.data.formats import document_lists, nested, parquet_reader, separated_files, tables, text_files
-from pipeline.errors import SchemaError
-from pipeline.text import read_lines, refuse_old_line_ends
+from pipeline.errors import MissingError, SchemaError
+from pipeline.text import COMPRESSED, read_lines, refuse_old_line_ends
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 """File name endings of files with one JSON object a line."""
 SUFFIXES = (".csv", ".tsv", ".tab", *JSON_LINES, ".parquet")
 """File name endings of tables, all in lower case."""
+SPREADSHEETS = (".xlsx", ".xls", ".ods")
+"""File name endings of spreadsheets."""
 FIRST_LINES = 1000
 """Number of JSON lines whose keys are the columns of their table; a later key may still be mapped."""
 NEAR = 0.75
@@ -139,6 +141,32 @@ def files_of(path: Path) -> list[Path]:
     return _tables(tables.data_files(path, "*")) or _tables(below)
 
 
+def left_out(path: Path) -> list[str]:
+    """The names in a folder of tables that look like data and are not read: compressed files, spreadsheets, folders.
+
+    A compressed table beside its unpacked one is no loss, nor is a folder whose tables are read.
+    """
+    if not path.is_dir() or not (read := _tables(tables.data_files(path, "*"))):
+        return []
+    names = {file.name for file in read}
+    beside = [file for file in tables.data_files(path, "*") if file.name not in names]
+    packed = [file for file in beside if file.suffix.lower() in COMPRESSED and file.stem not in names]
+    others = [file for file in packed if Path(file.stem).suffix.lower() in SUFFIXES]
+    others += [file for file in beside if file.suffix.lower() in (".zip", *SPREADSHEETS)]
+    below = {file.parent.name for file in _tables(tables.data_files(path, "*/*"))}
+    folders = sorted(f"{name}/" for name in below if not name.startswith("."))
+    return [*sorted(file.name for file in others), *folders]
+
+
+def refuse_dangling(path: Path) -> None:
+    """Raises MissingError for a folder in which a table is a link to a file that is not there."""
+    links = path.glob("*") if path.is_dir() else ()
+    gone = [link for link in links if link.suffix.lower() in SUFFIXES and link.is_symlink() and not link.exists()]
+    if gone:
+        link = min(gone)
+        raise MissingError(f"{link}: is a link to {link.readlink()}, which is not there; mend the link, or remove it")
+
+
 def _tables(files: Sequence[Path]) -> list[Path]:
     return [file for file in files if file.suffix.lower() in SUFFIXES]
 
@@ -245,6 +273,14 @@ def samples_of(file: Path, wanted: Sequence[str] = ()) -> dict[str, str]:
         return {name: "" if value is None else str(value) for name, value in values.items()}
     names, *rows = separated_files.first_rows(file, delimiter_of(file, wanted), 2) or [[]]
     return dict(zip_longest(names, rows[0] if rows else [], fillvalue=""))
+
+
+def is_blank(file: Path) -> bool:
+    """Whether a table names no column, as an empty file does not; False for one that cannot be read."""
+    try:
+        return not any(name.strip() for name in samples_of(file))
+    except (SchemaError, MissingError):
+        return False
 
 
 def has_later_keys(file: Path) -> bool:

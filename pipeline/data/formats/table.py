@@ -14,6 +14,7 @@ texts and a list of grades each text has its grade: see `document_lists`.
 With `clicked` the rows are a click log, from which `pipeline.data.clicks` makes the judgments.
 """
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,20 @@ from pipeline.data.formats import (
     row_locations,
     tables,
 )
-from pipeline.data.formats.column_map import JUDGED, SUFFIXES, files_of, role_meant, roles
+from pipeline.data.formats.column_map import (
+    JUDGED,
+    SUFFIXES,
+    files_of,
+    left_out,
+    refuse_dangling,
+    role_meant,
+    roles,
+)
 from pipeline.data.formats.tables import FoundSource, Tables
 from pipeline.errors import ConfigError, MissingError, SchemaError
 from pipeline.schema import InvalidRow, NameRows, row_names
+
+log = logging.getLogger(__name__)
 
 
 def find(config: SourceConfig, root: Path) -> FoundSource | None:
@@ -42,11 +53,12 @@ def find(config: SourceConfig, root: Path) -> FoundSource | None:
 
     Raises:
         ConfigError: the format is table and no columns are mapped; the message has the map that would fit best.
-        MissingError: no such file.
+        MissingError: no such file, or a link in the folder to a table that is not there.
     """
     if "://" in config.path or not (config.columns or config.format == "table"):
         return None
     path = root / config.path
+    refuse_dangling(path)
     files = files_of(path)
     if not files:
         raise MissingError(f"{path}: no such table; name a file, a folder or a pattern of {', '.join(SUFFIXES)} files")
@@ -54,8 +66,19 @@ def find(config: SourceConfig, root: Path) -> FoundSource | None:
         raise ConfigError(f"{path}: format 'table' needs a map of columns{column_advice.of_file(path)}")
     name = tables.name_of(path if path.exists() else path.parent)
     return FoundSource(
-        name, str(path), lambda: tables.digest_of("table", files_of(path)), lambda: read(files_of(path), config)
+        name, str(path), lambda: tables.digest_of("table", files_of(path)), lambda: _read_all(path, config)
     )
+
+
+def _read_all(path: Path, config: SourceConfig) -> Tables:
+    """The tables at a path as `read` gives them; a warning names what else in a folder looks like data."""
+    if left := left_out(path):
+        log.warning(
+            "%s: its tables alone are read, and not %s; unpack, save or name what belongs to them",
+            path,
+            ", ".join(left),
+        )
+    return read(files_of(path), config)
 
 
 def read(files: Sequence[Path], config: SourceConfig) -> Tables:

@@ -40,6 +40,8 @@ Pooling = Literal["mean", "cls", "max", "lasttoken"]
 Activation = Literal["identity", "tanh"]
 """The function after a linear layer."""
 
+LIBRARY = "sentence_transformers"
+"""Package whose modules are read; any other is code that comes with a model."""
 _KINDS = ("Transformer", "Pooling", "Dense", "Normalize")
 
 _POOLING_KEYS: Mapping[Pooling, str] = {
@@ -176,7 +178,8 @@ def read_modules(root: Path) -> ModuleFolders:
     """The folders of the modules; those of a folder of transformers where there is no modules.json.
 
     Raises:
-        ConfigError: a kind that is not known, or another order than transformer, pooling, linear layers, unit length.
+        ConfigError: a kind that is not known or of another library, or another order than transformer, pooling, linear
+            layers, unit length.
     """
     path = root / "modules.json"
     if not path.is_file():
@@ -203,18 +206,25 @@ def kinds_of_modules(root: Path) -> list[str]:
     """The kinds of a folder's modules, in their order; none in a folder of transformers.
 
     Raises:
-        ConfigError: modules.json is no list of modules.
+        ConfigError: modules.json is no list of modules, or names one of another library.
     """
     path = root / "modules.json"
     return [kind for kind, _ in _entries(path)] if path.is_file() else []
 
 
 def _entries(path: Path) -> list[tuple[str, str]]:
-    """Kind and folder of each module of a modules.json."""
+    """Kind and folder of each module of a modules.json; raises ConfigError as `kinds_of_modules`."""
     try:
-        return [(_last(str(item["type"])), str(item["path"])) for item in json.loads(read_text(path))]
+        entries = [(str(item["type"]), str(item["path"])) for item in json.loads(read_text(path))]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(f"{path}: not a list of modules ({error!r})") from error
+    own = next((kind for kind, _ in entries if kind.partition(".")[0] != LIBRARY), "")
+    if own:
+        raise ConfigError(
+            f"{path}: module {own} is code that comes with the model, which is not run here; take a model whose "
+            f"modules are all of {LIBRARY}"
+        )
+    return [(_last(kind), folder) for kind, folder in entries]
 
 
 def read_pooling(root: Path, modules: ModuleFolders) -> Pooling:

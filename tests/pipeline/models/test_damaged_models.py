@@ -39,7 +39,9 @@ def _config(**keys: Any) -> Callable[[Path], None]:
 
 
 def _modules(text: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / "modules.json").write_text(text) and None
+    """A modules.json, in which `x.` stands for the modules of sentence-transformers."""
+    content = text.replace('"x.', '"sentence_transformers.models.')
+    return lambda folder: (folder / "modules.json").write_text(content) and None
 
 
 def _cut(name: str) -> Callable[[Path], None]:
@@ -108,6 +110,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], type[InputError], str]] = {
     "a kind that can only teach": (_config(model_type="xlnet"), ConfigError, r"take one of the kinds (?!.*xlnet)"),
     "another kind": (_config(model_type="t5"), ConfigError, "t5"),
     "modules that are none": (_modules("{"), ConfigError, "not a list of modules"),
+    "a module of own code": (
+        _modules('[{"type": "custom_st.Transformer", "path": ""}, {"type": "x.Pooling", "path": "1"}]'),
+        ConfigError,
+        "custom_st.Transformer is code that comes with the model",
+    ),
     "an unknown module": (
         _modules('[{"type": "x.Transformer", "path": ""}, {"type": "x.WordWeights", "path": "1"}]'),
         ConfigError,

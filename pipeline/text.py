@@ -13,7 +13,7 @@ import shlex
 import string
 import unicodedata
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -158,6 +158,15 @@ def address_part(name: str) -> str:
 _LETTERS = string.ascii_letters.encode()
 _BEYOND_ASCII = re.compile(rb"[\x80-\xff]+")
 _FREQUENT_CHINESE = re.compile(rb"[\xb0-\xd7][\xa1-\xfe]")
+_OTHER_SCRIPTS = (
+    *("BIG5", "SHIFT_JIS", "EUC-JP", "EUC-KR", "GB18030", "WINDOWS-1251", "KOI8-R"),
+    *("WINDOWS-1253", "WINDOWS-1255", "WINDOWS-1256", "CP874"),
+)
+"""Encodings of scripts other than the Latin one whose readings a message shows, as a person sees which is right."""
+MOST_SIGNS = 0.15
+"""Share of characters beyond ASCII in a reading that may be something else than letters and kana."""
+WORD_OF_LETTERS = 2.5
+"""Mean number of bytes beyond ASCII in a row, from which a text is most likely of another script than the Latin one."""
 WORD_BYTES, SHOWN_BYTES = 20, 24
 """Bytes before and after one that is not UTF-8 that a message shows, in the likely encoding."""
 
@@ -184,7 +193,7 @@ def wrong_byte(path: Path, position: int, where: str) -> SchemaError:
     reading = printable(around.decode(likely, "replace")).rstrip("\ufffd ")
     return SchemaError(
         f"{path}, {where}byte {position}: 0x{after[:1].hex()} is not UTF-8; convert the file from its encoding, for "
-        f"example with `{_convert(likely, path)}`, by which this place reads {reading!r}"
+        f"example with `{_convert(likely, path)}`, by which this place reads {reading!r}{_readings(after, likely)}"
         + (", or save it as CSV UTF-8" if path.suffix.lower() == ".csv" else "")
     )
 
@@ -194,6 +203,25 @@ def _likely_encoding(content: bytes) -> str:
     beyond = sum(len(run) for run in _BEYOND_ASCII.findall(content))
     frequent = 2 * len(_FREQUENT_CHINESE.findall(content))
     return "GB18030" if frequent > beyond / 2 else "WINDOWS-1252"
+
+
+def _readings(content: bytes, likely: str) -> str:
+    """How text reads by each other encoding of `_OTHER_SCRIPTS` that it may be in; empty for a Western European one.
+
+    Of those, letters beyond ASCII stand alone among others; other scripts have whole words of them.
+    """
+    runs = _BEYOND_ASCII.findall(content)
+    if sum(map(len, runs)) < WORD_OF_LETTERS * len(runs):
+        return ""
+    readings = []
+    for encoding in _OTHER_SCRIPTS:
+        with suppress(UnicodeDecodeError):
+            text = codecs.getincrementaldecoder(encoding)().decode(content)  # The last character may be cut off.
+            marks = [mark for mark in text if not mark.isascii()]
+            signs = sum(not unicodedata.category(mark).startswith(("L", "M")) for mark in marks)
+            if encoding != likely and signs <= MOST_SIGNS * len(marks):
+                readings.append(f"{encoding} {printable(text.split(chr(10))[0][:SHOWN_BYTES]).rstrip()!r}")
+    return f" (by {', by '.join(readings)})" if readings else ""
 
 
 def _convert(encoding: str, path: Path) -> str:

@@ -148,6 +148,31 @@ def test_the_command_for_another_encoding_says_how_it_reads(
     assert f"by which this place reads '{reading}" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "encoding"),
+    [
+        ("красный кухонный нож, большая ложка и вилка", "WINDOWS-1251"),
+        ("красный кухонный нож, большая ложка и вилка", "KOI8-R"),
+        ("κόκκινο μαχαίρι κουζίνας και κουτάλι", "WINDOWS-1253"),
+        ("סכין מטבח אדומה וכף", "WINDOWS-1255"),
+        ("سكين مطبخ حمراء وملعقة", "WINDOWS-1256"),
+        ("มีดทำครัวสีแดง", "CP874"),
+        ("赤い包丁とスプーンのセットです", "SHIFT_JIS"),
+        ("赤い包丁とスプーンのセットです", "EUC-JP"),
+        ("紅色的廚房刀具和湯匙的組合", "BIG5"),
+        ("빨간색 부엌칼과 숟가락 세트입니다", "EUC-KR"),
+    ],
+)
+def test_a_text_of_another_script_is_shown_in_its_own_encoding_among_others(
+    tmp_path: Path, content: str, encoding: str
+) -> None:
+    path = tmp_path / "words.csv"
+    path.write_bytes(f"query\n{content}\n".encode(encoding))
+    with pytest.raises(SchemaError, match="not UTF-8") as refused:
+        list(text.read_lines(path))
+    assert f"by {encoding} '{content[: text.SHOWN_BYTES].rstrip()}" in str(refused.value)
+
+
 def test_no_code_splits_texts_by_another_rule() -> None:
     """`splitlines` ends lines at U+2028, NEL and form feed too; `text.split_lines` is the reader of lines."""
     root = Path(text.__file__).parents[1]

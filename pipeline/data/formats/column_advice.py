@@ -308,6 +308,10 @@ def separator(names: Sequence[str]) -> str:
     """The advice on a table of one column whose name holds a sign that may separate columns; empty for any other."""
     if names and names[0].casefold().startswith("sep="):
         return f"has the first line {names[0]!r} and a separator, which Excel writes; delete this line"
+    if names and names[0].startswith("#") and not column_map.suggest(names):
+        return (
+            f"has the first line {names[0][:SHOWN_VALUE]!r}, a comment; delete it, so that the first names the columns"
+        )
     mark = _SEPARATORS.search(names[0]) if len(names) == 1 and not column_map.suggest(names) else None
     if mark is None:
         return ""

@@ -105,9 +105,10 @@ def _decoded(values: pa.ChunkedArray, shown: str) -> pa.ChunkedArray:
 
 
 def _whole_numbers(values: pa.ChunkedArray, role: str, shown: str) -> pa.ChunkedArray:
-    """Ids as whole numbers, which pandas writes as floats where one of them is missing."""
+    """Ids as whole numbers, which pandas writes as floats where one of them is missing, as null or as NaN."""
+    known = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
     try:
-        return pc.cast(values, pa.int64())
+        return pc.cast(known, pa.int64())
     except pa.ArrowInvalid as error:
         raise SchemaError(
             f"{shown}, mapped as {role}, holds fractions ({error}); write it as text, or map another column"

@@ -130,6 +130,8 @@ class SeparatedReader:
             return self._open_quote()
         line = separated_lines.line_of_row(self._content()[0], self.delimiter, row.number, quoted=self.quoted)
         more = f"a value that holds {self.delimiter!r} stands in double quotes" if self.quoted else "take some away"
+        if self.quoted and f'{self.delimiter} "' in row.text:
+            more = f"a double quote opens a value right behind {self.delimiter!r} alone, so take the blanks there away"
         advice = more if row.actual_columns > row.expected_columns else "a value that is missing is written as empty"
         return SchemaError(
             f"{self.path}, line {line}: has {counted(row.actual_columns, 'field')} where the "

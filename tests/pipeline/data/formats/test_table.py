@@ -389,3 +389,36 @@ def test_documents_alone_may_have_no_text(tmp_path: Path) -> None:
     (tmp_path / "docs.csv").write_text("title,text\na,b\n,\n", encoding="utf-8")
     config = SourceConfig(path=str(tmp_path / "docs.csv"), columns={"title": "title", "text": "text"})
     assert sources.read(config, Path()).faults == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", 'query, title, grade\n"knife", "red, long", 1\n', "line 2: .*take the blanks there away"),
+        ("b.csv", "# exported in May\nquery,title,grade\na,b,1\n", "has the first line '# exported in May', a comment"),
+        (
+            "c.jsonl",
+            '{"title": "a", "tag": ["x"]}\n{"title": "b"}\n{"title": "c", "tag": "y"}\n',
+            "line 3: the tag is of another kind",
+        ),
+        ("d.jsonl", '{"title": "a", "tag": 1}\n{"title": "b", "tag": "y"}\n', "line 2: the tag is of another kind"),
+    ],
+)
+def test_a_table_that_is_written_oddly_is_told_what_to_change(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    names = ("title", "tag") if "tag" in content else ("query", " title", " grade")
+    columns = {} if name == "b.csv" else {column.strip(): column for column in names}
+    with pytest.raises(InputError, match=message):
+        convert.convert(tmp_path / name, "auto", tmp_path / "out", columns)
+
+
+def test_ids_that_are_nan_are_faults_of_their_rows(tmp_path: Path) -> None:
+    """A frame of pandas turned into a table by hand keeps NaN where one that pandas writes has null."""
+    rows = {"doc_id": [1.0, float("nan")], "query": ["a", "b"], "title": ["t", "u"], "grade": [1, 0]}
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    columns = {name: name for name in rows}
+    source = sources.read(SourceConfig(path=str(tmp_path / "rows.parquet"), columns=columns), Path())
+    assert source.documents["doc_id"].to_pylist() == ["1", ""]
+    assert {finding.kind for finding in validation.sift(source).findings} == {"empty id", "unusable doc_id"}

@@ -206,7 +206,7 @@ def _likely_encoding(content: bytes) -> str:
 
 
 def _readings(content: bytes, likely: str) -> str:
-    """How text reads by each other encoding of `_OTHER_SCRIPTS` that it may be in; empty for a Western European one.
+    """The text as it reads by each other encoding of `_OTHER_SCRIPTS` that it may be in; empty for a Western one.
 
     Of those, letters beyond ASCII stand alone among others; other scripts have whole words of them.
     """

@@ -151,9 +151,9 @@ def _samples_of_alike(source: SourceConfig) -> dict[str, str]:
         samples = [column_map.samples_of(file) for file in files]
     except RelevanceError:  # What is wrong with one file is said when the folder is read.
         return {}
-    first, *others = samples
+    first, *later = samples
     maps = [column_map.suggest(list(columns)) for columns in samples]
-    shared = {name: value for name, value in first.items() if all(name in other for other in others)}
+    shared = {name: value for name, value in first.items() if all(name in columns for columns in later)}
     is_one = all(columns == maps[0] for columns in maps) and (bool(maps[0]) or len(shared) == len(first))
     return shared if is_one and column_map.suggest(list(shared)) == maps[0] else {}
 

@@ -151,11 +151,11 @@ def left_out(path: Path) -> list[str]:
     names = {file.name for file in read}
     beside = [file for file in tables.data_files(path, "*") if file.name not in names]
     packed = [file for file in beside if file.suffix.lower() in COMPRESSED and file.stem not in names]
-    others = [file for file in packed if Path(file.stem).suffix.lower() in SUFFIXES]
-    others += [file for file in beside if file.suffix.lower() in (".zip", *SPREADSHEETS)]
+    unread = [file for file in packed if Path(file.stem).suffix.lower() in SUFFIXES]
+    unread += [file for file in beside if file.suffix.lower() in (".zip", *SPREADSHEETS)]
     below = {file.parent.name for file in _tables(tables.data_files(path, "*/*"))}
     folders = sorted(f"{name}/" for name in below if not name.startswith("."))
-    return [*sorted(file.name for file in others), *folders]
+    return [*sorted(file.name for file in unread), *folders]
 
 
 def refuse_dangling(path: Path) -> None:

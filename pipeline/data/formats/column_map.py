@@ -164,7 +164,9 @@ def refuse_dangling(path: Path) -> None:
     gone = [link for link in links if link.suffix.lower() in SUFFIXES and link.is_symlink() and not link.exists()]
     if gone:
         link = min(gone)
-        raise MissingError(f"{link}: is a link to {link.readlink()}, which is not there; mend the link, or remove it")
+        raise MissingError(
+            f"{link}: is a link to {link.readlink()}, which is not there; mend the link, or move it out of the folder"
+        )
 
 
 def _tables(files: Sequence[Path]) -> list[Path]:

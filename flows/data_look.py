@@ -228,7 +228,23 @@ def _usable(read: "Source", configs: "Sequence[SourceConfig]", typed: "SourceCon
         count > MOST_UNUSABLE * rows[table].num_rows for table, count in unusable.items()
     ):
         validation.refuse(usable.findings, shown, validation.mend_first(typed))
+    _refuse_irrelevant(usable, read, shown)
     return usable
+
+
+def _refuse_irrelevant(usable: "ValidatedTables", read: "Source", shown: str) -> None:
+    """Raises SchemaError where no document is relevant to any query."""
+    if any(grade > 0 for grade in usable.judgments["grade"].unique().to_pylist()):
+        return
+    low, high, steps = read.scale or (0, 0, 0)
+    scale = (
+        f", and at grade_scale: they were read by [{low:g}, {high:g}, {steps:g}], and a recipe's source may have one "
+        "that ends at the highest of them"
+    )
+    raise SchemaError(
+        f"{shown}: all of its {counted(usable.judgments.num_rows, 'judgment')} have grade 0, so nothing is relevant to "
+        f"a query; look at the column of grades{scale if read.scale else ''}"
+    )
 
 
 def _titled_texts(documents: "pa.Table") -> float:

@@ -1,7 +1,7 @@
 """Checks a recipe before its first training: everything that the recipe, its files and the models' configs can tell.
 
     check(recipe)       models can be cut, taught, exported and held in memory; texts fit; files are there
-    check_data(data)    every split has queries
+    check_data(data)    every split has queries, and relevant documents
 
 `relevance retrain --check` runs both alone; every retraining begins with them.
 """
@@ -60,23 +60,32 @@ def check(recipe: Recipe) -> list[str]:
 
 
 def check_data(data: Artifact, gate: GateConfig, *, clicks: bool = False) -> list[str]:
-    """Checks that training, choice of weights and judgment each have queries.
+    """Checks that training, choice of weights and judgment each have queries, and relevant documents for some.
 
     Args:
         gate: says on how many test queries a live release is replaced.
         clicks: whether judgments made from clicks count in the report.
 
     Raises:
-        SchemaError: a split has none, or the report's judgments were all made from clicks and these do not count.
+        SchemaError: a split has none, or none that is relevant, or the report's are all of clicks, which do not count.
     """
+    import pyarrow.parquet as pq
+
     from pipeline.evaluation import per_query
 
+    judgments = data.file("judgments.parquet")
+    relevant = set(pq.read_table(judgments, columns=["split"], filters=[("grade", ">", 0)])["split"].to_pylist())
     counts = {name: split["queries"] for name, split in data.metrics["splits"].items()}
     for name in ("train", "valid", "test"):
         if not counts.get(name):
             raise SchemaError(
                 f"{data.path}: there are no {name} queries ({counts}); each split needs some: give more "
                 "judged queries, or set data.splits, data.valid_share and data.test_share"
+            )
+        if name not in relevant:
+            raise SchemaError(
+                f"{data.path}: no {name} query has a document of a grade above 0, so nothing is relevant to it; look "
+                "at the column of grades, and at labels and grade_scale of the sources"
             )
     per_query.judged(data, "test", clicks=clicks)
     alone = {name: not per_query.people_judged(data, name) for name in ("valid", "test")}

@@ -538,3 +538,19 @@ def test_a_recipe_keeps_the_variable_of_a_password(tmp_path: Path) -> None:
 def test_a_recipe_is_named_after_its_data_and_no_secret(path: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOP_PASSWORD", "hunter2")
     assert init._name(path) == name
+
+
+@pytest.mark.parametrize(
+    ("grades", "message"),
+    [
+        (["0", "0"], "all of its 60 judgments have grade 0, so nothing is relevant to a query; look at the column"),
+        (["0.0001", "0.0005"], r"at grade_scale: they were read by \[0, 1, 3\], and a recipe's source may have one"),
+    ],
+)
+def test_data_in_which_nothing_is_relevant_is_refused(tmp_path: Path, grades: list[str], message: str) -> None:
+    """Its recipe passed every check, and a training of minutes ended with figures that were all zero."""
+    rows = [f"knife {number},a knife {number},{grades[number % 2]}" for number in range(60)]
+    (tmp_path / "ratings.csv").write_text("\n".join(["query,title,grade", *rows]), encoding="utf-8")
+    with pytest.raises(SchemaError, match=message):
+        init.write(str(tmp_path / "ratings.csv"), tmp_path / "own.toml")
+    assert not (tmp_path / "own.toml").exists()

@@ -29,6 +29,9 @@ STEPS_PER_POINT = 3
 """Whole grades for each point of a fractional scale, where the recipe sets no `grade_scale`."""
 MOST_RATING = 2.0**31
 """A value of a column of grades that is as large as this is a fault of the row: it is an id, or a time."""
+_WITH_UNIT = re.compile(r"([0-9]+)(?![\w.,]).+")
+"""A number before something else: 4/5, 3 stars, 80%, 2 - exact; in 1st and 0x1 the number is no grade."""
+_STARS = frozenset("★⭐")
 MOST_WORDS = 20
 """Number of different words from which a column is not taken for one of grades."""
 MOST_CHARACTERS = 100
@@ -164,6 +167,12 @@ def _scale(numbers: npt.NDArray[np.float64], config: SourceConfig, shown: str) -
 
 def _only_words(words: Counter[str], column: str) -> str:
     """The message that a column of grades holds words alone."""
+    ends = {match[0] for word in words if (match := re.search(r"[^0-9.,\s-]+$|/[0-9]+$", word))}
+    if _too_many(words) and len(ends) == 1 and all(_WITH_UNIT.fullmatch(word) for word in words):
+        return (
+            f"the grades are numbers with {ends.pop()!r} ({_counted(words, 3)}, …); write the numbers alone, and map "
+            "those above 10 by grade_scale in a recipe's source"
+        )
     if _too_many(words):
         return (
             f"the grades are {counted(len(words), 'different word')} ({_counted(words, 3)}, …); is {column!r} the "
@@ -214,7 +223,10 @@ def _guess(word: str, labels: Mapping[str, int], there: set[str]) -> int | None:
     near = [word.casefold()] if word.casefold() in folded else difflib.get_close_matches(word.casefold(), stray, 1, 0.8)
     if near:
         return folded[near[0]]
-    grade = grade_of(word.removesuffix(".0"))
+    counted_by = _WITH_UNIT.fullmatch(word)
+    grade = grade_of(
+        counted_by[1] if counted_by else str(len(word)) if set(word) <= _STARS else word.removesuffix(".0")
+    )
     return _TRUTH.get(word.casefold()) if grade is None else grade
 
 

@@ -23,7 +23,7 @@ from pipeline.config import (
     TeacherConfig,
 )
 from pipeline.data import judgments
-from pipeline.errors import ConfigError, MissingError
+from pipeline.errors import ConfigError, MissingError, SchemaError
 from pipeline.machine_memory import MemoryLimit
 from pipeline.training import budget, preflight
 from tests.flows.world import write_tiny_world
@@ -214,6 +214,14 @@ def test_a_test_split_on_which_no_live_release_is_replaced_is_said(tmp_path: Pat
     assert few[: len(enough)] == enough
     assert few[-1].startswith(f"warning: {count} test queries are too few to replace a live release, which takes ")
     assert f" {count + 1} (gate.min_queries)" in few[-1]
+
+
+def test_a_split_in_which_nothing_is_relevant_is_refused(tmp_path: Path) -> None:
+    write_tiny_world(tmp_path / "tiny")
+    source = SourceConfig(path=str(tmp_path / "tiny"), grades=(0,) * 11)
+    data = judgments.make(tmp_path, DataConfig(sources=(source,)))
+    with pytest.raises(SchemaError, match="no train query has a document of a grade above 0, so nothing is relevant"):
+        preflight.check_data(data, GateConfig())
 
 
 def test_the_time_of_a_retraining_is_told_where_each_training_is_bounded() -> None:

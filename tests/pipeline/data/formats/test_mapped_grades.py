@@ -174,3 +174,28 @@ def test_a_number_written_otherwise_is_advised_the_grade_of_its_label(tmp_path: 
     assert advised == dict(zip(numbers, (0, 1, 2), strict=True))
     source = dataclasses.replace(source, labels=advised)
     assert sources.read(source, Path()).judgments["grade"].to_pylist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "grades",
+    [["0/5", "4/5"], ["0 stars", "4 stars"], ["0%", "4 %"], ["0 - no", "4 - exact"], ["0 out of 5", "4 out of 5"]],
+)
+def test_numbers_with_a_unit_are_advised_as_these_numbers(tmp_path: Path, grades: list[str]) -> None:
+    with pytest.raises(SchemaError) as raised:
+        sources.read(table(tmp_path / "worth.csv", grades), Path())
+    assert suggested(str(raised.value)) == dict(zip(grades, (0, 4), strict=True))
+
+
+def test_stars_are_counted_and_ordinals_are_not_taken_for_grades(tmp_path: Path) -> None:
+    with pytest.raises(SchemaError) as raised:
+        sources.read(table(tmp_path / "worth.csv", ["★", "★★★", "2nd"]), Path())
+    assert suggested(str(raised.value)) == {"★": 1, "★★★": 3, "2nd": 9}
+
+
+def test_many_numbers_with_one_unit_are_no_words_of_another_column(tmp_path: Path) -> None:
+    with pytest.raises(
+        SchemaError, match=r"the grades are numbers with '%' .*; write the numbers alone, and map those"
+    ):
+        sources.read(table(tmp_path / "worth.csv", [f"{number}%" for number in range(60)]), Path())
+    with pytest.raises(SchemaError, match=r"60 different words .* is 'worth' the column of grades"):
+        sources.read(table(tmp_path / "worth.csv", [f"2024-01-{number}" for number in range(60)]), Path())

@@ -19,6 +19,7 @@ from pipeline.artifacts import Artifact
 from pipeline.config import DataConfig, Recipe, SourceConfig
 from pipeline.releases import Releases
 from pipeline.temporary import temporary_file
+from pipeline.text import read_lines
 
 DOCUMENTS = Path("demo") / "documents.parquet"
 """The whole documents, in the workspace."""
@@ -180,9 +181,8 @@ def write_judged_questions(doc_ids: Sequence[str], folder: Path) -> None:
     """
     import pyarrow as pa
 
-    lines = LEARNED_FROM.read_text(encoding="utf-8").splitlines()
     queries, judgments = [], []
-    for number, item in enumerate(json.loads(line) for line in lines):
+    for number, item in enumerate(json.loads(line) for _, line in read_lines(LEARNED_FROM)):
         good = re.compile("|".join(fnmatch.translate(pattern) for pattern in item["answers"])).match
         answers = [doc_id for doc_id in doc_ids if good(doc_id)]
         if answers:

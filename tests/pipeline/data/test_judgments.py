@@ -233,7 +233,8 @@ def test_at_most_so_many_documents_are_the_judged_ones_and_some_others(tmp_path:
 
 
 def test_fewer_documents_than_are_judged_cannot_be_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"max_documents is 10, but 41 documents are judged; raise it, or take fewer queries by data\.train_queries"):
+    advice = r"raise it, or take fewer queries by data\.train_queries"
+    with pytest.raises(ConfigError, match=rf"max_documents is 10, but 41 documents are judged; {advice}"):
         judgments.make(tmp_path / "w", DataConfig(sources=(plain(tmp_path / "s"),), max_documents=10))
 
 

@@ -45,7 +45,7 @@ class QuickstartResult:
 
     release: str
     live: bool
-    """Whether it is the live one now; a trained release that is live is left in its place."""
+    """Whether it is the live one now; a release that learned from judgments is left in its place."""
     documents: int
     encoder: str
     ranker: str
@@ -66,7 +66,8 @@ def quickstart(
     columns: Mapping[str, str] = named.NO_COLUMNS,
     force: bool = False,
 ) -> QuickstartResult:
-    """Indexes documents with ready-made models and publishes the release; it goes live unless a trained one is.
+    """Indexes documents with ready-made models and publishes the release; it goes live unless one that learned from
+    judgments is.
 
     Args:
         documents: folders, files, SQLAlchemy URLs, sources, or recipes, whose sources are meant.
@@ -204,4 +205,4 @@ def _why_it_stays(registry: Releases, live: Pointer) -> str:
     except RelevanceError as error:
         log.warning("release %s is live and cannot be read, so it stays: %s", live.release[:12], error)
         return f"Release {live.release[:12]} is live, cannot be read, and stays until a person has looked: {error}"
-    return "" if replaceable else "A trained release is live and stays"
+    return "" if replaceable else "A release that learned from judgments is live and stays"

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from flows import figures, judged_sources, judging, publishing, runner
+from flows import figures, judged_sources, judging, publishing
 from flows.indexing import SearchableParts, make_searchable
+from flows.runner import Runner
 from pipeline import recipe as recipes
 from pipeline import release_parts
 from pipeline.artifacts import Artifact
@@ -45,7 +46,6 @@ def refit(
     queries: Queries = "held out",
     promote: bool = True,
     rules: DataConfig | None = None,
-    execute: runner.Execute = runner.directly,
 ) -> dict[str, Any]:
     """Fits the order of a release to judged queries; returns figures as plain values.
 
@@ -62,7 +62,6 @@ def refit(
         promote: make the new release live if the old one is.
         rules: the section `data` of the recipe that names the judgments, whose rules on unusable rows and on pairs of
             several grades hold; None for those of the release's recipe.
-        execute: runs one stage, as a plain call or as a Prefect task.
 
     Raises:
         MissingError: no such release or source, or the release has no documents, or holds a shard of them.
@@ -70,7 +69,7 @@ def refit(
         ConflictError: another publisher made another release live meanwhile; the new one is published, not live.
     """
     began = time.monotonic()
-    registry, run = Releases(workspace), runner.Runner(workspace, execute)
+    registry, run = Releases(workspace), Runner(workspace)
     live = registry.pointer_file.recover()
     old = registry.open(release)
     _check(old, registry)
@@ -94,7 +93,7 @@ def refit(
         order = Fusion.from_json(fusion.file("fusion.json").read_text(encoding="utf-8"))
         if order != before:
             own = {
-                "surfaces": outcome.surfaces(recipe.evaluation, order, ranked=models.ranker is not None),
+                "surfaces": outcome.surfaces(recipe.evaluation, order),
                 "refit": {"of": old.fingerprint, "all_queries": queries == "all", **outcome.figures()},
             }
             published = _publish(registry, old, fusion, own)
@@ -134,18 +133,15 @@ class Refit:
             "gain": {name: _rounded(getattr(self.gain, name)) for name in ("mean", "low", "high", "p")},
         }
 
-    def surfaces(self, config: EvaluationConfig, order: Fusion, *, ranked: bool) -> dict[str, dict[str, Any]]:
+    def surfaces(self, config: EvaluationConfig, order: Fusion) -> dict[str, dict[str, Any]]:
         """The worth of each path of the service on these queries, see `pipeline.evaluation.surfaces`.
 
         Args:
             order: the new one, which also decides the order of `/rerank`.
-            ranked: whether the release has a ranker; without one it has no `/rerank`.
         """
         names = {"fused": systems.FUSED, "rrf": systems.BOTH, "bm25": systems.BM25, "ranker": systems.RANKER}
-        if not ranked:
-            del names["bm25"]
         rerank = systems.FUSED if order.rerank == "fused" else systems.RANKER
-        return surfaces.worth(self.values[list(names)].rename(columns=names), MEASURE, config, rerank)
+        return surfaces.worth(self.values.rename(columns=names), MEASURE, config, rerank)
 
 
 def _rounded(value: float) -> float | None:

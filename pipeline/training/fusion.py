@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artifacts import Artifact, Staging
-from pipeline.errors import SchemaError
 from pipeline.evaluation import metrics, significance
 from pipeline.features import FEATURES, Fusion, RerankOrder, field_features
 from pipeline.stage import Stage
@@ -41,7 +40,9 @@ from pipeline.training.fusion_candidates import (
     choose,
     equal_weights,
     held_out_ndcg,
+    judged_features,
 )
+from pipeline.training.fusion_candidates import simple as simple_orders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,14 +98,15 @@ def make(
     def build(staging: Staging) -> Mapping[str, Any]:
         retrieved = None
         if retrieved_features and retrieved_pool:
-            retrieved = _judged(retrieved_features, retrieved_pool)
-        fusion, measured = fit(_judged(features, pool), retrieved)
+            retrieved = judged_features(retrieved_features, retrieved_pool)
+        fusion, measured = fit(judged_features(features, pool), retrieved)
         (staging.folder / "fusion.json").write_text(fusion.to_json(), encoding="utf-8")
         orders = ", ".join(f"{name} {value:.4f}" for name, value in measured["ndcg"].items())
         log.info("fusion: %s; nDCG@10 of the valid queries: %s", measured["chosen"], orders)
         if fusion.rerank == "fused":
             log.info("fusion: /rerank answers in the fused order, as the ranker alone is below BM25 on these queries")
-        models = {role: features.manifest.inputs[role] for role in ("ranker", "encoder")}
+        made_with = features.manifest.inputs
+        models = {role: made_with[role] for role in ("ranker", "encoder") if role in made_with}
         return {**measured, "models": models}  # A release checks that it holds these.
 
     inputs = {"features": features, "pool": pool}
@@ -143,7 +145,7 @@ def held_out(features: Artifact, pool: Artifact, before: Fusion) -> "pd.DataFram
     """
     import pandas as pd
 
-    judged = _judged(features, pool)
+    judged = judged_features(features, pool)
     lists = candidate_lists(judged)
     values = _simple_ndcg(lists)
     _, _, fused = _chosen(lists, values, judged["query_id"].nunique())
@@ -155,7 +157,10 @@ def held_out(features: Artifact, pool: Artifact, before: Fusion) -> "pd.DataFram
 def _simple_ndcg(lists: CandidateLists) -> dict[str, Floats]:
     """Simple candidate → (queries,) nDCG."""
     everyone = np.ones(lists.queries, dtype=bool)
-    return {simple.name: lists.ndcg(lists.rows @ equal_weights(simple, lists.names), everyone) for simple in SIMPLE}
+    return {
+        simple.name: lists.ndcg(lists.rows @ equal_weights(simple, lists.names), everyone)
+        for simple in simple_orders(lists.names)
+    }
 
 
 def _chosen(lists: CandidateLists, values: Mapping[str, Floats], queries: int) -> tuple[Floats, dict[str, Any], Floats]:
@@ -220,7 +225,7 @@ def _learned(lists: CandidateLists, values: Mapping[str, Floats], measured: dict
     chosen = choose(lists, everyone)
     held_out = held_out_ndcg(lists, everyone, lambda training: choose(lists, training))
     fused = held_out.mean()
-    best = max(SIMPLE, key=lambda candidate: measured["ndcg"][candidate.name])
+    best = max(simple_orders(lists.names), key=lambda candidate: measured["ndcg"][candidate.name])
     if chosen.strength is not None and fused <= measured["ndcg"][best.name]:
         measured["reason"] = f"learned weights came to {fused:.4f} on held-out queries, no more than {best.name} alone"
         chosen = best
@@ -281,7 +286,7 @@ def _supported(values: Mapping[str, Floats], start: Candidate, among: NDArray[np
     if among.sum() < 2:
         return start
     bounds = {}
-    for candidate in SIMPLE:
+    for candidate in (each for each in SIMPLE if each.name in values):
         gains = (values[candidate.name] - values[start.name])[among]
         bounds[candidate] = float(gains.mean() - _ABOVE * gains.std(ddof=1) / np.sqrt(len(gains)))
     best = max(bounds, key=lambda candidate: bounds[candidate])
@@ -308,28 +313,14 @@ def _surely_worse(ours: Floats, theirs: Floats) -> bool:
     return len(ours) > 0 and significance.difference(ours, theirs, seed=SEED, bounds=metrics.RANGE).worse
 
 
-def _judged(features: Artifact, pool: Artifact) -> "pd.DataFrame":
-    """The features of the valid rows with their grades, in order of the row ids."""
-    import pandas as pd
-
-    path = features.file("features.parquet")
-    frame = pd.read_parquet(path)
-    pairs = pd.read_parquet(pool.file("pairs.parquet"), columns=["row_id", "grade"])
-    joined = frame[frame["split"] == "valid"].merge(pairs, on="row_id", how="left", validate="1:1")
-    lost = joined["grade"].isna()
-    if lost.any():
-        row = joined["row_id"][lost].min()
-        raise SchemaError(f"{path}: row {row} is not in the pool {pool.path}; make the features again from this pool")
-    return joined.sort_values("row_id", kind="stable").reset_index(drop=True)
-
-
 def _as_fusion(weights: Floats, lists: CandidateLists, values: Mapping[str, Floats]) -> Fusion:
     """The weights by name; a single field's feature without a weight is left out, so that nothing computes it.
 
     Args:
         values: simple candidate → (queries,) nDCG.
     """
-    by_name = {name: float(weight) for name, weight in zip(lists.names, weights, strict=True)}
+    by_name = dict.fromkeys(FEATURES, 0.0)
+    by_name |= {name: float(weight) for name, weight in zip(lists.names, weights, strict=True)}
     weighed = {name: weight for name, weight in by_name.items() if weight or name in FEATURES}
     return Fusion(weights=weighed, rerank=_rerank_order(values, field_features(weighed)))
 
@@ -341,6 +332,8 @@ def _rerank_order(values: Mapping[str, Floats], fields: Sequence[str]) -> Rerank
         values: simple candidate → (queries,) nDCG.
         fields: the features of single fields that the fused order weighs, which texts that are sent do not have apart.
     """
+    if "ranker" not in values:
+        return "ranker"  # There is none, so nothing is reranked.
     ranker, bm25 = values["ranker"], values["bm25"]
     trusted = len(ranker) > 0 and ranker.mean() >= bm25.mean() - significance.TIE
     return "ranker" if trusted or fields else "fused"

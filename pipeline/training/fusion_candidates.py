@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.artifacts import Artifact
+from pipeline.errors import SchemaError
 from pipeline.evaluation import metrics
 from pipeline.feature_tables import SCORES, by_query
 from pipeline.features import FEATURES, field_features
@@ -31,6 +33,7 @@ SEED = 13
 RANKS = tuple(f"{name}_reciprocal_rank" for name in SCORES)
 """Names of the features that are reciprocal ranks by one score."""
 _LEARNED = (("bm25", "ranker"), ("encoder", "ranker"), SCORES, (*SCORES, "ranker_reciprocal_rank"), FEATURES)
+_LEARNED_WITHOUT_RANKER = (("bm25", "encoder"), tuple(name for name in FEATURES if not name.startswith("ranker")))
 _STRENGTHS = (0.01, 0.3)
 """Values of scikit-learn's C, the strongest regularisation first."""
 
@@ -58,19 +61,21 @@ SIMPLE = (
 """`rrf` joins BM25 and encoder, `rrf_all` the ranker too."""
 
 
-CANDIDATES = (
-    *SIMPLE,
-    *(Candidate(" + ".join(names), names, strength) for names in _LEARNED for strength in _STRENGTHS),
-)
-"""All candidates where no field is indexed apart, the simplest first."""
-
-
 def candidates(names: Sequence[str]) -> tuple[Candidate, ...]:
-    """All candidates for these features: CANDIDATES, then learned ones that weigh the fields' own scores too."""
+    """All candidates for these features, the simplest first: SIMPLE, then learned ones.
+
+    Where fields are indexed apart, learned ones that weigh the fields' own scores too come last.
+    """
+    learned = _LEARNED if "ranker" in names else _LEARNED_WITHOUT_RANKER
     apart = field_features(names)
-    sets = [(*learned, *apart) for learned in _LEARNED[2:]] if apart else []
-    with_fields = (Candidate(" + ".join(names), names, strength) for names in sets for strength in _STRENGTHS)
-    return (*CANDIDATES, *with_fields)
+    sets = [*learned, *((*each, *apart) for each in learned if apart and {"bm25", "encoder"} <= set(each))]
+    weighed = (Candidate(" + ".join(each), each, strength) for each in sets for strength in _STRENGTHS)
+    return (*simple(names), *weighed)
+
+
+def simple(names: Sequence[str]) -> tuple[Candidate, ...]:
+    """Those of SIMPLE that need no other features than these."""
+    return tuple(candidate for candidate in SIMPLE if set(candidate.features) <= set(names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +93,7 @@ class CandidateLists:
     pairs: Floats
     """(pairs, features) better minus worse."""
     names: tuple[str, ...] = FEATURES
-    """The features, in the order of the columns."""
+    """The features, in the order of the columns; those of the ranker are missing where there is none."""
 
     @property
     def queries(self) -> int:
@@ -105,12 +110,35 @@ class CandidateLists:
         ]
 
 
+def judged_features(features: Artifact, pool: Artifact) -> "pd.DataFrame":
+    """The features of the valid rows with their grades, in order of the row ids; none of a ranker where there is none.
+
+    Raises:
+        SchemaError: a valid row is not in the pool.
+    """
+    import pandas as pd
+
+    path = features.file("features.parquet")
+    frame = pd.read_parquet(path)
+    pairs = pd.read_parquet(pool.file("pairs.parquet"), columns=["row_id", "grade"])
+    joined = frame[frame["split"] == "valid"].merge(pairs, on="row_id", how="left", validate="1:1")
+    lost = joined["grade"].isna()
+    if lost.any():
+        row = joined["row_id"][lost].min()
+        raise SchemaError(f"{path}: row {row} is not in the pool {pool.path}; make the features again from this pool")
+    if "ranker" not in features.manifest.inputs:
+        joined = joined.drop(columns="ranker")  # All zero, see `serving.runtime.offline`.
+    return joined.sort_values("row_id", kind="stable").reset_index(drop=True)
+
+
 def candidate_lists(judged: "pd.DataFrame") -> CandidateLists:
     """The lists and pairs of the queries whose documents differ in grade.
 
     Args:
-        judged: see `fusion.fit`.
+        judged: see `fusion.fit`; without a column `ranker` where there is none.
     """
+    ranked = "ranker" in judged.columns
+    judged = judged if ranked else judged.assign(ranker=0.0)
     grades = judged["grade"].to_numpy(dtype=np.float64)
     docs = np.unique(judged["doc_id"].to_numpy(dtype=str), return_inverse=True)[1]
     generator = np.random.Generator(np.random.PCG64(SEED))
@@ -135,15 +163,16 @@ def candidate_lists(judged: "pd.DataFrame") -> CandidateLists:
         grade.append(own)
         rows.append(features)
     names = (*FEATURES, *field_features(judged.columns))
+    known = [number for number, name in enumerate(names) if ranked or not name.startswith("ranker")]
     none = np.zeros((0, len(names)))
     return CandidateLists(
         query=_joined(query).astype(np.int64),
         doc=_joined(doc).astype(np.int64),
         grade=_joined(grade),
-        rows=np.concatenate([none, *rows]),
+        rows=np.concatenate([none, *rows])[:, known],
         pair_query=_joined(pair_query).astype(np.int64),
-        pairs=np.concatenate([none, *pairs]),
-        names=names,
+        pairs=np.concatenate([none, *pairs])[:, known],
+        names=tuple(names[number] for number in known),
     )
 
 

@@ -176,14 +176,16 @@ class Searcher(TextScorer):
         """The candidates in the final order: by all scores, or by those of the models that answered."""
         rows, pool, documents, fusion = candidates.rows, candidates.pool, candidates.documents, self._fusion
         with search.watch("rerank"):
-            scored = None
-            if "ranker" in self.models and "reranked" in search.details.lists:
+            scored, wanted = None, "reranked" in search.details.lists
+            if "ranker" in self.models and wanted:
                 bodies = [text.document_text(documents[row].title, documents[row].text) for row in rows]
                 scored = search.models.attempt(
                     "ranker", lambda: self.reranker.read(search.query, bodies, search.models.options)
                 )
             read = dict(zip(rows, scored.values, strict=True)) if scored else {}
-            table = pool.table([score.value for score in read.values()]) if scored and fusion else None
+            table = None
+            if fusion and wanted and (scored or "ranker" not in self.models):  # Without a ranker its feature is 0.
+                table = pool.table([score.value for score in read.values()] or [0.0] * len(rows))
             final = fusion.scores(table) if fusion and table else pool.before()
         hits = [Hit(rows[number], documents[rows[number]].doc_id, final[number]) for number in by_score(final)]
         least = search.details.min_relevance

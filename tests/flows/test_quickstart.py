@@ -19,7 +19,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from flows import export, gc, judging, publishing, quickstart, ready_made, reindex, report, retrain
+from flows import export, gc, judging, publishing, quickstart, ready_made, refit, reindex, report, retrain
 from flows import releases as listing
 from flows.ready_made import ReadyMadeModels
 from pipeline import recipe as recipes
@@ -32,6 +32,7 @@ from pipeline.models.ready_made_files import ReadyMadeOptions
 from pipeline.passages import Passages
 from serving.scoring.searcher import Searcher
 from tests.flows.conftest import Trained, index_artifacts
+from tests.flows.test_refit import with_order
 from tests.pipeline.models.test_ready_made import body
 from tests.serving.processes import Server, watch
 
@@ -267,7 +268,7 @@ def test_a_recipe_names_the_documents_such_as_a_query_of_a_database(folders: dic
 
 
 def test_the_release_is_one_like_any_other(quick: Path, tiny_world: Path, folders: dict[str, str]) -> None:
-    registry = releases.Releases(quick)
+    registry = releases.releases.Releases(quick)
     (entry,) = listing.releases(quick)["releases"]
     assert (entry["recipe"], entry["damaged"]) == ("quickstart", None)
     console = Console(file=io.StringIO(), width=140)
@@ -311,7 +312,7 @@ def test_an_export_of_ready_made_models_names_the_way_to_another_precision(quick
 
 
 def test_the_page_offers_titles_or_what_a_reindex_names_and_later_reindexes_keep(quick: Path, tiny_world: Path) -> None:
-    registry = releases.Releases(quick)
+    registry = releases.releases.Releases(quick)
     titles = set(pq.read_table(tiny_world / "tiny" / "documents.parquet")["title"].to_pylist())
     offered = Searcher(registry.open().path, verify=False).examples
     assert offered
@@ -324,7 +325,7 @@ def test_the_page_offers_titles_or_what_a_reindex_names_and_later_reindexes_keep
 
 
 def test_the_order_without_judgments_is_reciprocal_rank_fusion(quick: Path) -> None:
-    release = releases.Releases(quick).open()
+    release = releases.releases.Releases(quick).open()
     fusion = Fusion.from_json(release_parts.part(release, "fusion").file("fusion.json").read_text())
     assert {name for name, weight in fusion.weights.items() if weight} == {
         "bm25_reciprocal_rank",
@@ -351,7 +352,7 @@ def test_a_report_on_it_has_no_ranker(quick: Path, tiny_world: Path) -> None:
 
 
 def test_a_retraining_is_held_against_it_and_publishes_over_its_documents(quick: Path, tiny_world: Path) -> None:
-    registry = releases.Releases(quick)
+    registry = releases.releases.Releases(quick)
     before = registry.open()
     recipe = recipes.load(tiny_world / "tiny.toml", [f"data.root={tiny_world}", "gate.min_queries=1"])
     outcome = retrain.retrain(recipe, quick)
@@ -375,10 +376,31 @@ def _data(outcome: retrain.RetrainResult, workspace: Path) -> Any:
     return artifacts.load(workspace / "artifacts" / "data" / outcome.report.manifest.inputs["data"])
 
 
+def test_an_order_of_an_encoder_alone_is_learned_and_served(
+    quick: Path, folders: dict[str, str], tiny_world: Path
+) -> None:
+    """Its fused order weighs BM25 and encoder; a ranker that is not there has no part in it."""
+    release = with_order(quick, {"bm25": 1.0, "encoder": 1e-6})
+    found = Searcher(release.path, verify=False).search("best knife 3", top_n=8)
+    words = [hit.doc_id for hit in found.lexical]
+    assert [hit.doc_id for hit in found.reranked][: len(words)] == words
+    with_order(quick, {"bm25": -1.0})
+    outcome = refit.refit(SourceConfig(path=str(tiny_world / "tiny")), quick)
+    assert outcome["live"]
+    live = releases.Releases(quick).open()
+    weights = json.loads((live.path / "fusion" / "fusion.json").read_text(encoding="utf-8"))["weights"]
+    assert weights["ranker"] == weights["ranker_reciprocal_rank"] == 0
+    assert set(live.metrics["surfaces"]) == {"/search"}
+    models = ReadyMadeModels(encoder=folders["encoder"])
+    stays = quickstart.quickstart([SourceConfig(path=str(tiny_world / "tiny"))], quick, models)
+    assert not stays.live
+    assert "learned from judgments" in stays.not_live_because
+
+
 def test_documents_that_look_wrong_do_not_replace_those_of_a_live_quickstart(
     quick: Path, tiny_world: Path, folders: dict[str, str]
 ) -> None:
-    registry, models = releases.Releases(quick), ReadyMadeModels(encoder=folders["encoder"])
+    registry, models = releases.releases.Releases(quick), ReadyMadeModels(encoder=folders["encoder"])
     live = registry.open().fingerprint
     indexes = index_artifacts(quick)
     pages = quick.parent / "pages.jsonl"
@@ -397,7 +419,7 @@ def test_documents_that_look_wrong_do_not_replace_those_of_a_live_quickstart(
 def test_a_damaged_live_quickstart_is_replaced_without_a_comparison(
     quick: Path, tiny_world: Path, folders: dict[str, str]
 ) -> None:
-    parts = release_parts.part(releases.Releases(quick).open(), "documents").path
+    parts = release_parts.part(releases.releases.Releases(quick).open(), "documents").path
     (store,) = parts.rglob("documents.sqlite")
     content = store.read_bytes()
     store.unlink()
@@ -412,7 +434,7 @@ def test_a_damaged_live_quickstart_is_replaced_without_a_comparison(
 def test_the_result_says_that_a_live_release_which_cannot_be_read_stays(
     quick: Path, tiny_world: Path, folders: dict[str, str], name: str
 ) -> None:
-    registry = releases.Releases(quick)
+    registry = releases.releases.Releases(quick)
     live = registry.open()
     file = live.path / name
     file.unlink()
@@ -438,7 +460,9 @@ def test_a_trained_release_that_is_live_stays(copied: Trained, folders: dict[str
         [SourceConfig(path=str(copied.world / "tiny"))], copied.workspace, ReadyMadeModels(encoder=folders["encoder"])
     )
     assert not result.live
-    assert "A trained release is live and stays" in str(quickstart.render(result, copied.workspace).caption)
+    assert "A release that learned from judgments is live and stays" in str(
+        quickstart.render(result, copied.workspace).caption
+    )
     assert releases.Releases(copied.workspace).open().fingerprint == live
 
 

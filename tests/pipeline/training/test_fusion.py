@@ -229,6 +229,16 @@ def test_the_artifact_learns_from_valid_rows_only_and_is_plain_numbers(tmp_path:
     assert artifact.metrics["queries"] <= 30
 
 
+@pytest.mark.parametrize("queries", [8, 120])
+def test_without_a_ranker_the_order_weighs_the_two_others(queries: int) -> None:
+    weights, figures = fusion.fit(world(queries, NOISE).drop(columns="ranker"))
+    assert set(figures["ndcg"]) == {"bm25", "encoder", "rrf", "fused"}
+    assert weights.weights["ranker"] == weights.weights["ranker_reciprocal_rank"] == 0
+    fresh = world(800, NOISE, seed=1).assign(ranker=0.0)
+    best = max(ndcg(fresh, Fusion(weights=dict.fromkeys(FEATURES, 0.0) | {name: 1.0})) for name in ("bm25", "encoder"))
+    assert ndcg(fresh, weights) > best
+
+
 @pytest.mark.parametrize("queries", [8, 40])
 def test_held_out_values_are_those_that_the_artifact_tells(tmp_path: Path, queries: int) -> None:
     features, pool = features_and_pool(tmp_path, world(queries, NOISE))

@@ -224,12 +224,17 @@ def check_files(models: ReadyMadeModels) -> None:
     Raises:
         ConfigError, MissingError: see `pipeline.models.model_files.check_files`.
     """
-    from pipeline.models import model_files
-    from pipeline.models import sentence_transformers_format as folder_format
+    roots = _roots(models)  # A name of nothing is answered before torch is loaded.
 
-    for role, root in _roots(models).items():
-        has_modules = role == "encoder" and (root / "modules.json").is_file()
-        model_files.check_files(root / folder_format.read_modules(root).transformer if has_modules else root)
+    from pipeline.models import model_files
+
+    for role, root in roots.items():
+        folder = root
+        if role == "encoder" and (root / "modules.json").is_file():
+            from pipeline.models import sentence_transformers_format as folder_format
+
+            folder = root / folder_format.read_modules(root).transformer
+        model_files.check_files(folder)
 
 
 def sources(models: ReadyMadeModels) -> dict[str, str]:

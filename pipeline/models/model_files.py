@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from pipeline.errors import ConfigError, MissingError
-from pipeline.models import model_values
+from pipeline.models import model_sizes
 from pipeline.text import GIT_LFS, counted, read_text
 
 V = TypeVar("V")
@@ -66,7 +66,7 @@ def check_files(root: Path) -> None:
         )
     check_weights(root)
     size = sum(path.stat().st_size for path in root.glob("*.safetensors"))
-    model_values.check_sizes(root / "config.json", config, size)
+    model_sizes.check_sizes(root / "config.json", config, size)
     path = root / "tokenizer.json"
     if path.is_file() and "vocab_size" in config:
         try:

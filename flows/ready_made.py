@@ -177,7 +177,7 @@ def bundles(
     sources = {role: at(root) for role, root in _roots(models).items()}
 
     from pipeline.export import bundle, sample
-    from pipeline.models import import_stage, ready_made, scripts
+    from pipeline.models import import_stage, ready_made, writing_systems
 
     workspace.mkdir(parents=True, exist_ok=True)
     loaded: dict[str, Any] = {}
@@ -188,11 +188,13 @@ def bundles(
                 loaded[role] = getattr(ready_made, role)(copy, models.options)
     for model in loaded.values():
         bundle.check_exportable(model)
-    readable = {role: scripts.Readable(sources[role].path, model.tokenizer.to_str()) for role, model in loaded.items()}
+    readable = {
+        role: writing_systems.Readable(sources[role].path, model.tokenizer.to_str()) for role, model in loaded.items()
+    }
     if len(readable) > 1:
-        scripts.check_one_language(readable["ranker"], readable["encoder"])
+        writing_systems.check_one_language(readable["ranker"], readable["encoder"])
     if documents is not None and "encoder" in readable:
-        scripts.check_reads(readable["encoder"], sample.document_texts(documents))
+        writing_systems.check_reads(readable["encoder"], sample.document_texts(documents))
     if same_width and "encoder" in loaded:
         _check_width(models, workspace, int(loaded["encoder"].dense.out_features))
     exported = {}

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from index.analyzer import analyser
+from index.highlights import QueryTerms
 from index.hits import Hit, RunDepth, judged_queries, read_ids, write_run
 from index.segments import SegmentMap
-from index.term_marks import QueryTerms
 from index.term_weights import (
     COLLECTION,
     LengthNorm,

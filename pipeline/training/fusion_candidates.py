@@ -74,7 +74,7 @@ def candidates(names: Sequence[str]) -> tuple[Candidate, ...]:
 
 
 def simple(names: Sequence[str]) -> tuple[Candidate, ...]:
-    """Those of SIMPLE that need no other features than these."""
+    """The candidates of SIMPLE that need no other features than these."""
     return tuple(candidate for candidate in SIMPLE if set(candidate.features) <= set(names))
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from index.document_store import Document, filter_values, unknown_field
+from index.highlights import QueryTerms, Span
 from index.hits import Hit
-from index.term_marks import QueryTerms, Span
 from pipeline.features import Fusion
 from serving.errors import InvalidRequestError
 from serving.runtime.deadline import Deadline

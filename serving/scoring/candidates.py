@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from index.document_store import Document, Rows, Value
+from index.highlights import QueryTerms
 from index.hits import Hit
-from index.term_marks import QueryTerms
 from index.vector_rows import FoundPassage
 from pipeline import features
 from pipeline.command_line import typed

@@ -21,9 +21,9 @@ from typing import Any, cast
 import orjson
 
 from index.document_store import Document, Value
+from index.highlights import QueryTerms, joined
 from index.hits import Hit
 from index.semantic import join
-from index.term_marks import QueryTerms, joined
 from index.vector_rows import FoundPassage
 from pipeline.command_line import typed
 from pipeline.errors import ArtifactError, ConfigError

@@ -7,7 +7,7 @@ import pytest
 
 from index import analyzer, folding
 from index.analyzer import VERSION, analyser, located
-from index.term_marks import QueryTerms, joined
+from index.highlights import QueryTerms, joined
 
 SIGNS = "abcABC  ..--'’ 019,/_é\u0301ñß\u00ad\u200bﬁ½Å列表排序ガㇰㅎ\u1112\u1161\u11ab한글ก็हिन्दी\u0301İ´´,,。🙂"
 

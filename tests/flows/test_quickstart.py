@@ -381,9 +381,9 @@ def test_an_order_of_an_encoder_alone_is_learned_and_served(
 ) -> None:
     """Its fused order weighs BM25 and encoder; a ranker that is not there has no part in it."""
     release = with_order(quick, {"bm25": 1.0})
-    found = Searcher(release.path, verify=False).search("best knife 3", top_n=8)
-    best = found.lexical[0].score
-    assert [hit.score for hit in found.reranked] == pytest.approx([hit.score / best for hit in found.lexical])
+    results = Searcher(release.path, verify=False).search("best knife 3", top_n=8)
+    best = results.lexical[0].score
+    assert [hit.score for hit in results.reranked] == pytest.approx([hit.score / best for hit in results.lexical])
     with_order(quick, {"bm25": -1.0})
     outcome = refit.refit(SourceConfig(path=str(tiny_world / "tiny")), quick)
     assert outcome["live"]

@@ -23,6 +23,8 @@ from pipeline.errors import ConfigError, SchemaError
 from pipeline.schema import CLICK, MAX_GRADE, NameRows, row_names
 from pipeline.text import counted
 
+FLAT, FLAT_POSITIONS = 0.9, 3
+"""A log of at least FLAT_POSITIONS positions, none examined less than FLAT, is warned of."""
 STEPS = 3
 """Highest grade where the recipe gives no `grade_scale`; the lowest is 0."""
 
@@ -180,6 +182,14 @@ def _log(stats: Mapping[str, Any], shown: str) -> None:
         counted(stats["clicks"], "click"),
         curve,
     )
+    examination = stats["examination"].values()
+    if len(examination) >= FLAT_POSITIONS and min(examination) > FLAT:
+        log.warning(
+            "%s: the last of %d positions is examined nearly as often as the first, which is not how people read "
+            "results; look for clicks of programs, and whether the column mapped as position is the place of a result",
+            shown,
+            len(examination),
+        )
     if alone := stats["impressions_at_positions_alone"]:
         log.warning(
             "%s: %s not used, at positions whose results were shown at none of the others, so nothing compares them",

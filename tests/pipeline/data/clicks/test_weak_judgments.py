@@ -114,6 +114,19 @@ def test_clicks_are_numbers_or_words_that_say_yes_and_no(tmp_path: Path, yes: ob
     assert read(tmp_path / "worded.csv", worded).judgments.to_pylist() == expected
 
 
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_log_whose_clicks_do_not_fall_with_the_position_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, flat: bool
+) -> None:
+    """Programs that click on everything hide how people read."""
+    frame, _ = simulate(8, impressions=6_000)
+    if flat:
+        frame["hit"] = np.random.default_rng(3).random(len(frame)) < 0.4
+    with caplog.at_level("WARNING"):
+        read(tmp_path / "log.csv", frame)
+    assert ("clicks of programs" in caplog.text) == flat
+
+
 def test_a_log_whose_highest_grade_would_stand_for_pairs_without_a_click_is_refused(tmp_path: Path) -> None:
     frame, _ = simulate(8, impressions=6_000)
     rare = frame.assign(hit=frame.index == 5)

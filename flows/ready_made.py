@@ -154,8 +154,8 @@ def release(models: ReadyMadeModels, workspace: Path) -> str:
     known = _remembered(models, workspace)
     if known:
         return known
-    check_files(models)  # Half a model is answered before torch is loaded.
     disk.check_writable(workspace)
+    check_files(models)  # Half a model is answered before torch is loaded.
     return apart(_published, models, workspace)
 
 

@@ -80,8 +80,8 @@ def test_a_run_that_changes_while_it_is_read_is_no_report(tmp_path: Path, monkey
     _, run = write_collection(tmp_path / "collection", np.random.default_rng(0))
     real = runs.read
 
-    def read_slowly(path: Path, *rest: Any) -> Any:
-        table = real(path, *rest)
+    def read_slowly(path: Path, *rest: Any, **named: Any) -> Any:
+        table = real(path, *rest, **named)
         path.write_text(path.read_text(encoding="utf-8").replace("system", "another"), encoding="utf-8")
         return table
 

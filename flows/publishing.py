@@ -1,5 +1,6 @@
 """Rules for publishing: the documents that a release is published over, and what keeps it from going live."""
 
+import contextlib
 import logging
 from dataclasses import asdict
 from typing import Any
@@ -68,12 +69,10 @@ def corpus_of(registry: Releases, release: Artifact) -> Artifact | None:
 
 def refit_chain(registry: Releases, release: str) -> list[str]:
     """The release and those whose order it and they learned anew (`flows.refit`), as far as they still exist."""
-    chain = [release]
-    while chain[-1] in registry.ids():
-        former = registry.open(chain[-1], verify=False).metrics.get("refit", {}).get("of")
-        if former is None:
-            break
-        chain.append(former)
+    chain: list[str] = [release]
+    with contextlib.suppress(RelevanceError):  # A damaged or missing release ends it.
+        while former := registry.open(chain[-1], verify=False).metrics.get("refit", {}).get("of"):
+            chain.append(former)
     return chain
 
 

@@ -160,12 +160,12 @@ def left_out(path: Path) -> list[str]:
 
 def refuse_dangling(path: Path) -> None:
     """Raises MissingError for a folder in which a table is a link to a file that is not there."""
-    links = path.glob("*") if path.is_dir() else ()
-    gone = [link for link in links if link.suffix.lower() in SUFFIXES and link.is_symlink() and not link.exists()]
+    links = tables.dangling_links(path) if path.is_dir() else []
+    gone = [link for link in links if link.suffix.lower() in SUFFIXES]
     if gone:
-        link = min(gone)
         raise MissingError(
-            f"{link}: is a link to {link.readlink()}, which is not there; mend the link, or move it out of the folder"
+            f"{gone[0]}: is a link to {gone[0].readlink()}, which is not there; mend the link, or move it out of the "
+            "folder"
         )
 
 

@@ -209,7 +209,16 @@ def data_files(folder: Path, pattern: str) -> list[Path]:
 
     Editors, macOS (`._test.tsv`), office programs (`~$test.csv`) and copying tools leave such files beside the data.
     """
-    return sorted(file for file in folder.glob(pattern) if file.is_file() and not file.name.startswith((".", "~$")))
+    return [file for file in _visible(folder, pattern) if file.is_file()]
+
+
+def dangling_links(folder: Path) -> list[Path]:
+    """The links of a folder to nothing, by name; none that is never data, such as an editor's `.#test.csv`."""
+    return [file for file in _visible(folder, "*") if file.is_symlink() and not file.exists()]
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    return sorted(file for file in folder.glob(pattern) if not file.name.startswith((".", "~$")))
 
 
 def qrels_files(path: Path) -> list[Path]:

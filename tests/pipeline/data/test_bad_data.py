@@ -382,6 +382,17 @@ def test_a_file_whose_name_begins_with_a_dot_is_no_data(tmp_path: Path) -> None:
     assert source.read().judgments.num_rows == 2
 
 
+def test_an_editor_s_link_to_nothing_is_no_table(tmp_path: Path) -> None:
+    """Emacs marks a file that is being edited by a hidden link to nothing."""
+    (tmp_path / "ratings.csv").write_text("q,t,g\nhammer,a steel hammer,2\nsaw,a saw,1\n", encoding="utf-8")
+    (tmp_path / ".#ratings.csv").symlink_to("someone@host.4711")
+    config = SourceConfig(path=str(tmp_path), columns={"query": "q", "title": "t", "grade": "g"})
+    assert sources.read(config, Path()).judgments.num_rows == 2
+    (tmp_path / "more.csv").symlink_to("gone.csv")
+    with pytest.raises(MissingError, match="is a link to gone"):
+        sources.read(config, Path())
+
+
 def test_every_search_for_files_leaves_hidden_ones_out() -> None:
     """`tables.data_files` holds the rule; no reader lists a folder by itself."""
     folder = Path(sources.__file__).parent

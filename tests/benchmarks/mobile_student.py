@@ -27,7 +27,7 @@ from tests.benchmarks.other_networks import OtherNetwork
 
 NARROWER, FEED_FORWARD, HEADS = 4, 4, 4
 """Outer width of a layer by its inner one, and its feed-forward networks and heads; as published."""
-TRANSFER_TOKENS, TRANSFER_RATE = 1_000_000, 1e-3
+TRANSFER_TOKENS, TRANSFER_RATE = 500_000, 1e-3
 """Tokens of pairs over which the states are learned, and the rate of that at its peak."""
 BATCH = 48
 
@@ -35,7 +35,7 @@ BATCH = 48
 class MobileBert(OtherNetwork):
     """MobileBERT with layers of the teacher's number and outer width."""
 
-    EPOCHS = 4
+    EPOCHS = 3
     SEEDS = 1
     LOOP: ClassVar = {"learning_rate": 3e-4}
     SETTINGS: ClassVar = {"transfer": [TRANSFER_TOKENS, TRANSFER_RATE], "shape": [NARROWER, FEED_FORWARD, HEADS]}

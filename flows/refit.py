@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from flows import figures, judged_sources, judging, publishing
 from flows.indexing import SearchableParts, make_searchable
 from flows.runner import Runner
@@ -49,8 +51,8 @@ def refit(
 ) -> dict[str, Any]:
     """Fits the order of a release to judged queries; returns figures as plain values.
 
-    A release with the new weights is published, and made live if the old one is. Where queries that were held out are
-    ranked no better than before, nothing is published.
+    A release with the new weights is published, and made live if the old one is. Where queries that were held out do
+    not gain more than a standard error, or are fewer than `fusion.MIN_QUERIES`, nothing is published.
 
     Args:
         judgments: queries and judgments, and their documents; without any, those of the release are searched.
@@ -88,7 +90,7 @@ def refit(
     assert before is not None  # `_check` has looked.
     outcome = Refit.of(features, pool, before)
     published = old
-    if outcome.gain.mean > 0:
+    if outcome.is_supported:
         fusion = run(fusions.make, features=features, pool=pool)
         order = Fusion.from_json(fusion.file("fusion.json").read_text(encoding="utf-8"))
         if order != before:
@@ -124,6 +126,12 @@ class Refit:
         """The values of an order that is fitted to these features, beside another order."""
         values = fusions.held_out(features, pool, old)
         return cls(values, significance.difference(values["fused"], values["before"], bounds=RANGE))
+
+    @property
+    def is_supported(self) -> bool:
+        """Whether at least `fusion.MIN_QUERIES` queries gain more than one standard error on the mean."""
+        gaps = (self.values["fused"] - self.values["before"]).to_numpy(dtype=np.float64)
+        return len(gaps) >= fusions.MIN_QUERIES and bool(gaps.mean() > gaps.std(ddof=1) / np.sqrt(len(gaps)))
 
     def figures(self) -> dict[str, Any]:
         """Plain values; those that no query could give are None."""
@@ -211,6 +219,10 @@ def render(outcome: Mapping[str, Any]) -> "Table":
     shown["gain"] = "none" if gain["mean"] is None else f"{signed(gain['mean'])}{spread}"
     table = figures.table(shown, "refit")
     if not outcome["changed"]:
-        table.caption = "On queries that were held out the new order is no better, so the old one stays."
+        few = f"; {fusions.MIN_QUERIES} are needed" if outcome["queries"] < fusions.MIN_QUERIES else ""
+        judged = counted(outcome["queries"], "query", "were")
+        table.caption = (
+            f"{judged} held out, and the new order is not shown to be better on them{few}; the old one stays."
+        )
         table.caption_justify = "left"
     return table

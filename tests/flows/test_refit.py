@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -17,6 +19,7 @@ from pipeline.artifacts import Artifact, Staging
 from pipeline.config import SourceConfig
 from pipeline.data import splits
 from pipeline.errors import MissingError, SchemaError
+from pipeline.evaluation import significance
 from pipeline.features import Fusion
 from pipeline.releases import Releases
 from tests.flows.conftest import Trained
@@ -94,6 +97,16 @@ def test_only_held_out_queries_are_learned_from_unless_all_are_asked_for(worst_f
     valid = {name for name, split in zip(queries["query_id"], cut, strict=True) if split == "valid"}
     assert learned["held out"] <= valid
     assert len(learned["all"]) > len(learned["held out"])
+
+
+def test_a_few_queries_or_a_chance_gain_replace_nothing() -> None:
+    draw = np.random.default_rng(4)
+    for queries, mean, enough in ((19, 0.2, False), (20, 0.2, True), (200, 0.0, False), (200, -0.1, False)):
+        gains = draw.normal(0, 0.05, queries)
+        gains += mean - gains.mean()
+        values = pd.DataFrame({"before": 0.5, "fused": 0.5 + gains, "rrf": 0.4})
+        gain = significance.difference(values["fused"], values["before"])
+        assert refit.Refit(values, gain).is_supported == enough
 
 
 def test_queries_that_the_models_learned_from_are_none(worst_first: Trained, tmp_path: Path) -> None:

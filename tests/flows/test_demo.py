@@ -130,7 +130,7 @@ def test_a_question_names_documents_that_can_be_its_answer() -> None:
 
 
 def test_plain_questions_are_answered_by_the_demo_of_this_folder() -> None:
-    """Runs where `make demo` has left a workspace; the figure is the one on its card. RESULTS.md has 8 of 11."""
+    """Runs where `make demo` has left a workspace; the figure is the one on its card. RESULTS.md has 11 of 11."""
     workspace = Path(os.environ.get("RELEVANCE_WORKSPACE", "workspace"))
     if not (workspace / demo.DOCUMENTS).is_file():
         pytest.skip("needs the workspace of `make demo`")

@@ -41,8 +41,8 @@ from pipeline.training.fusion_candidates import (
     equal_weights,
     held_out_ndcg,
     judged_features,
+    simple_orders,
 )
-from pipeline.training.fusion_candidates import simple as simple_orders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,8 +158,8 @@ def _simple_ndcg(lists: CandidateLists) -> dict[str, Floats]:
     """Simple candidate → (queries,) nDCG."""
     everyone = np.ones(lists.queries, dtype=bool)
     return {
-        simple.name: lists.ndcg(lists.rows @ equal_weights(simple, lists.names), everyone)
-        for simple in simple_orders(lists.names)
+        order.name: lists.ndcg(lists.rows @ equal_weights(order, lists.names), everyone)
+        for order in simple_orders(lists.names)
     }
 
 

@@ -70,10 +70,10 @@ def candidates(names: Sequence[str]) -> tuple[Candidate, ...]:
     apart = field_features(names)
     sets = [*learned, *((*each, *apart) for each in learned if apart and {"bm25", "encoder"} <= set(each))]
     weighed = (Candidate(" + ".join(each), each, strength) for each in sets for strength in _STRENGTHS)
-    return (*simple(names), *weighed)
+    return (*simple_orders(names), *weighed)
 
 
-def simple(names: Sequence[str]) -> tuple[Candidate, ...]:
+def simple_orders(names: Sequence[str]) -> tuple[Candidate, ...]:
     """The candidates of SIMPLE that need no other features than these."""
     return tuple(candidate for candidate in SIMPLE if set(candidate.features) <= set(names))
 

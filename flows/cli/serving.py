@@ -110,11 +110,11 @@ def quickstart(
 
     if no_serve and (host, port) != (None, None):
         raise ConfigError("--no-serve: nothing is served, so --host and --port change nothing; leave them out")
+    from flows import own_process
     from flows import quickstart as flow
-    from flows import ready_made
     from pipeline.data.formats import option_text
 
-    result = ready_made.apart(
+    result = own_process.run(
         flow.quickstart,
         documents,
         workspace,

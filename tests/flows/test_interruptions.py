@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from flows.ready_made import apart
+from flows import own_process
 from pipeline import machine_memory
 from pipeline.errors import RelevanceError
 from pipeline.machine_memory import MemoryLimit
 
 STARTER = """
 from tests.flows import test_interruptions
-from flows.ready_made import apart
+from flows import own_process
 if __name__ == "__main__":
-    apart(test_interruptions.note_and_sleep, {file!r})
+    own_process.run(test_interruptions.note_and_sleep, {file!r})
 """
 
 
@@ -55,7 +55,7 @@ def test_work_in_a_process_of_its_own_that_gets_no_memory_says_so(
     limit = MemoryLimit(1 << 30, "ulimit -v allows 1.0 GiB in all")
     monkeypatch.setattr(machine_memory, "of_shell", lambda: limit)
     with pytest.raises(RelevanceError, match=message):
-        apart(work)
+        own_process.run(work)
     assert caplog.messages[0].startswith(f"memory: {limit.name}; a library that gets too little")
 
 

@@ -40,7 +40,7 @@ from pipeline.stage import Stage
 
 STAGE = Stage(
     "bundle",
-    version=4,
+    version=5,  # Padding takes no part in the maximum over an encoder's tokens.
     inputs={"model": ("ranker", "teacher", "encoder"), "data": "data", "pairs": "pairs"},
     section="export",
 )
@@ -48,7 +48,7 @@ STAGE = Stage(
 
 UNJUDGED = Stage(
     "bundle",
-    version=2,
+    version=3,  # As STAGE.
     inputs={"model": ("ranker", "encoder"), "documents": "corpus"},
     section="export",
     title="unjudged bundle",
@@ -157,8 +157,8 @@ class ExportSource:
         templates = {name: template.to_dict() for name, template in self.templates.items()}
         words = [graph.NUMBERS, self.tokenizer.to_str(), templates, list(self.thresholds)]
         words.append(sorted(f"{name} {part}" for name, parts in kept.items() for part in parts))
-        if isinstance(self.model, BiEncoder) and self.model.head.to_dict():
-            words.append(self.model.head.to_dict())
+        if isinstance(self.model, BiEncoder) and (head := self.model.head.to_dict()):
+            words.append(head | ({"padding in the maximum": False} if head.get("pooling") == "max" else {}))
         if isinstance(self.model, CrossEncoder) and self.model.label is not None:
             words.append({"label": self.model.label})
         if isinstance(self.shape, TracedModel):

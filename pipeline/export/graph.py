@@ -315,7 +315,7 @@ class _Writer:
             return self.squeeze(self.node("Slice", states, self.axis(0), self.axis(1), self.axis(1)))
         if pooling == "max":
             penalty = self.node("Transpose", self.penalty(), perm=[0, 2, 1])  # (batch, tokens, 1)
-            return self.node("ReduceMax", self.node("Sub", states, penalty), axes=[1], keepdims=0)
+            return self.node("ReduceMax", self.node("Add", states, penalty), axes=[1], keepdims=0)
         if pooling == "lasttoken":
             return self.squeeze(self.node("MatMul", self.last_token(), states))
         return self.squeeze(self.node("MatMul", self.mean_shares(), states))

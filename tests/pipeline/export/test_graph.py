@@ -105,6 +105,20 @@ def test_an_encoder_gives_the_normalised_mean_of_the_last_states(name: str) -> N
         np.testing.assert_allclose(run(written, feeds)[row], dense / np.linalg.norm(dense), atol=1e-5)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max", "lasttoken"])
+def test_padding_takes_no_part_in_an_encoders_vector(pooling: str) -> None:
+    model, shape = model_of(CONFIGS["bert"]), GraphShape.of(CONFIGS["bert"])
+    rng = np.random.default_rng(3)
+    weight, bias = rng.normal(size=(8, 32)).astype(np.float32), rng.normal(size=8).astype(np.float32)
+    weights = _body(model) | {"head.dense.weight": weight, "head.dense.bias": bias}
+    written = graph.encoder(shape, weights, "fp32", pooling=pooling)
+    feeds = feeds_of(shape, [9, 20, 1])
+    together = run(written, feeds)
+    for row, length in enumerate([9, 20, 1]):
+        alone = {key: value[row : row + 1, :length] for key, value in feeds.items()}
+        np.testing.assert_allclose(together[row : row + 1], run(written, alone), atol=1e-5)
+
+
 def test_a_body_without_head_has_the_same_names() -> None:
     """BiEncoder holds a BertModel, whose parameters have no `bert.` before them."""
     body = BertModel(CONFIGS["bert"], add_pooling_layer=False)

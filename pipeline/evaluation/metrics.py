@@ -228,7 +228,7 @@ def evaluate(run: "pa.Table", judgments: "pa.Table", measures: Sequence[str], *,
         queries=tuple(query_names[number] for number in wanted),
         values={name: _values(lists, measure, relevant_from) for name, measure in parsed.items()},
         missed=lists.total(np.ones(len(lists.query))) == 0,
-        unanswerable=lists.ideal_total(grade >= relevant_from) == 0,
+        unanswerable=lists.ideal_total(lists.ideal_grade >= relevant_from) == 0,
         unjudged_queries=len(np.unique(run_query[~kept])),
     )
 

@@ -42,11 +42,11 @@ class RankedLists:
         return _ranks(self.query, self.queries)
 
     def total(self, values: ArrayLike) -> Floats:
-        """Sums a value of each document, (documents,), over each query's list, (queries,)."""
+        """Sums a value of each document, in the order of `grade`, over each query's list, (queries,)."""
         return _totals(self.query, values, self.queries)
 
     def ideal_total(self, values: ArrayLike) -> Floats:
-        """Sums a value of each judgment, (judgments,), over each query's ideal list, (queries,)."""
+        """Sums a value of each judgment, in the order of `ideal_grade`, over each query's ideal list, (queries,)."""
         return _totals(self.ideal_query, values, self.queries)
 
 

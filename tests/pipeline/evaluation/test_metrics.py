@@ -126,6 +126,24 @@ def test_without_ids_a_constant_score_is_worth_the_worst_order() -> None:
     assert ndcg(grades, [1.0] * 4) == pytest.approx(worst)
 
 
+def test_the_order_of_rows_changes_nothing() -> None:
+    rng = np.random.default_rng(5)
+    qrels = {f"q{query}": {f"d{doc}": int(rng.integers(0, 4) * (query % 3)) for doc in range(6)} for query in range(9)}
+    run = {query: {f"d{doc}": float(rng.integers(0, 5)) for doc in range(3, 12)} for query in [*qrels, "other"]}
+    ranked, judged = run_table(run), qrels_table(qrels)
+    expected = evaluate(ranked, judged, NAMES)
+    assert expected.unanswerable.tolist() == [not any(qrels[query].values()) for query in expected.queries]
+    for _ in range(5):
+        result = evaluate(
+            ranked.take(rng.permutation(len(ranked))), judged.take(rng.permutation(len(judged))), [*NAMES]
+        )
+        assert result.queries == expected.queries
+        for name in ("missed", "unanswerable"):
+            np.testing.assert_array_equal(getattr(result, name), getattr(expected, name))
+        for name in NAMES:
+            np.testing.assert_allclose(result.values[name], expected.values[name], rtol=1e-12)
+
+
 def test_missed_unanswerable_and_unjudged_queries() -> None:
     qrels = {"missed": {"a": 1}, "nothing": {"a": 0, "b": 0}, "perfect": {"a": 2, "b": 0}}
     result = of({"nothing": {"a": 1.0}, "perfect": {"a": 1.0}, "other": {"a": 1.0}}, qrels, *NAMES)

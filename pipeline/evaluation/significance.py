@@ -47,6 +47,9 @@ FLIPS_A_PAIR = 4
 TIE = 1e-9
 """Two values of a measure that differ by no more are a tie."""
 
+SLACK = 1e-12
+"""Share of the sum of sizes by which two sums of the same numbers may differ and count as equal."""
+
 _CELLS = 1_000_000
 """Number of resamples times number of queries that are held in memory at once."""
 
@@ -189,7 +192,7 @@ def sign_flip(gaps: ArrayLike, *, flips: int = RESAMPLES, seed: int = 13) -> lis
     table = np.nan_to_num(_table(gaps))
     seen = np.abs(table.sum(axis=0))
     # Sums of the same numbers in another order differ in the last bits; those must count as equally extreme.
-    slack = 1e-12 * np.abs(table).sum(axis=0)
+    slack = SLACK * np.abs(table).sum(axis=0)
     extreme = np.zeros(table.shape[1], dtype=np.int64)
     generator = np.random.Generator(np.random.PCG64(seed))
     for rows in _blocks(flips, len(table)):
@@ -310,7 +313,10 @@ def _interval(values: Floats, means: Floats, method: Method, bounds: Bounds) -> 
 
 def _corrected(tails: Floats, values: Floats, means: Floats, mean: float) -> Floats:
     """The shares of the bootstrap distribution between which a BCa interval lies."""
-    below = ((means < mean).sum() + 0.5 * (means == mean).sum()) / len(means)
+    # Sums of the same numbers in another order differ in the last bits; such means count as equal.
+    ahead = means - mean
+    equal = np.abs(ahead) <= SLACK * np.abs(values).mean()
+    below = ((~equal & (ahead < 0)).sum() + 0.5 * equal.sum()) / len(means)
     bias = stats.norm.ppf(np.clip(below, 1 / (len(means) + 1), len(means) / (len(means) + 1)))
     gap = values - mean
     acceleration = (gap**3).sum() / (6 * (gap**2).sum() ** 1.5)  # the jackknife's, which for a mean has this form

@@ -36,6 +36,15 @@ def test_the_interval_of_a_skewed_sample_equals_scipy(method: str) -> None:
     assert interval.high == pytest.approx(expected.high, abs=width / 40)
 
 
+@pytest.mark.parametrize("unit", [0.1, 1 / 3, 0.7])
+def test_tied_means_count_as_tied_in_any_unit(unit: float) -> None:
+    """Sums of 0.1, unlike those of 1, differ in their last bits by their order; half of such ties would be no ties."""
+    for counts in ([3, -2, 2, 3], [2, 2, 2, -2], [1, 0, 0, -1, 0, 1, 1, 0, 0, 1]):
+        exact = significance.interval(counts, method="bca", resamples=2_000)
+        scaled = significance.interval(np.array(counts) * unit, method="bca", resamples=2_000)
+        np.testing.assert_allclose([scaled.low, scaled.high], np.array([exact.low, exact.high]) * unit, rtol=1e-9)
+
+
 def test_the_interval_covers_the_truth_in_about_95_of_100_samples() -> None:
     rng = np.random.default_rng(3)
     samples = rng.beta(0.5, 0.3, size=(80, 1_000))  # shaped like nDCG: heaps at 0 and 1

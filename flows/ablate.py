@@ -12,6 +12,7 @@ from pipeline.compute import engine_of
 from pipeline.config import RankerConfig, Recipe
 from pipeline.errors import ConfigError
 from pipeline.evaluation.ablation import AblationRun
+from pipeline.text import exact
 from pipeline.training.losses.ablation_sets import LossSet
 
 
@@ -36,12 +37,14 @@ def ablate(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.
     unlabelled pairs too. A killed ablation resumes.
 
     Raises:
-        ConfigError: a set names an unknown loss or one without a weight, or cannot apply to student and teacher.
+        ConfigError: a set names an unknown loss or one without a weight, cannot apply to student and teacher or trains
+            as another does, or the measure is unknown.
     """
     from pipeline.data import candidates
     from pipeline.evaluation import ablation
 
     recipe = training.fitted(recipe)
+    ablation.decisive_measure(recipe.ablation.measure, recipe.evaluation)
     run = runner.Runner(workspace, execute, engine=engine_of(recipe.compute))
     sets = _loss_sets(recipe)
     training.check(recipe, run)
@@ -65,19 +68,41 @@ def _loss_sets(recipe: Recipe) -> list[LossSet]:
     """The sets of `ablation.sets`, each of which a student of the recipe can be trained with.
 
     Raises:
-        ConfigError: a set names an unknown loss or one without a weight, or cannot apply to student and teacher.
+        ConfigError: a set names an unknown loss or one without a weight, cannot apply to student and teacher, or trains
+            as another does.
     """
     from pipeline.training import preflight
     from pipeline.training.losses import ablation_sets
 
     sets = [ablation_sets.parse(text, recipe.ranker) for text in recipe.ablation.sets]
+    preflight.check_bases(recipe)
     preflight.check_rankers(recipe)
-    for losses in sets:
+    for number, losses in enumerate(sets):
+        alike = [other.name for other in sets[:number] if other.config == losses.config]
+        if alike:
+            raise ConfigError(f"ablation.sets '{losses.name}': trains as '{alike[0]}' does; leave one of them out")
         try:
+            _check_states(losses)
             preflight.check_rankers(dataclasses.replace(recipe, ranker=dataclasses.replace(losses.config, plain=False)))
         except ConfigError as error:
             raise ConfigError(f"ablation.sets '{losses.name}': {error}") from error
     return sets
+
+
+def _check_states(losses: LossSet) -> None:
+    """Checks that a set that learns from the teacher's states alone has states to compare.
+
+    Raises:
+        ConfigError: its student has one layer, which learns from scores.
+    """
+    from pipeline.training.losses import ablation_sets
+
+    teacher_losses = [name for name, weight in ablation_sets.terms(losses.config).items() if weight]
+    if teacher_losses == ["hidden"] and not losses.config.matches_states:
+        raise ConfigError(
+            "the student has one layer, and hidden compares the states of all but the last: name a teacher's layer in "
+            "ranker.layer_map, or leave the set out"
+        )
 
 
 def _students(
@@ -137,7 +162,7 @@ def _training_pairs(recipe: Recipe, inputs: TrainingInputs, run: runner.Runner) 
     for ratio in recipe.ablation.unlabelled_ratios:
         other = dataclasses.replace(recipe, candidates=dataclasses.replace(recipe.candidates, unlabelled=ratio))
         pairs = training.with_ungraded(other, inputs, run)
-        yield _TrainingPairs(f", {ratio:g}×", pairs, _scores(recipe, recipe.ranker, inputs, pairs, run), ratio)
+        yield _TrainingPairs(f", {exact(ratio)}×", pairs, _scores(recipe, recipe.ranker, inputs, pairs, run), ratio)
 
 
 def _for_losses(

@@ -44,4 +44,4 @@ def references(inputs: TrainingInputs, pool: Artifact, run: Runner) -> list[Abla
 
 def seeded(config: RankerConfig, seed: int) -> RankerConfig:
     """The ranker section `config` with `seed` added to the seed of its training loop."""
-    return dataclasses.replace(config, loop=dataclasses.replace(config.loop, seed=config.loop.seed + seed))
+    return dataclasses.replace(config, loop=config.loop.reseeded(seed))

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 
 from flows import comparisons, shape_search
 from pipeline import recipe as recipes
-from pipeline.config import CandidatesConfig, Recipe
+from pipeline.artifacts import Artifact
+from pipeline.config import CandidatesConfig, Recipe, weights_of
 from pipeline.errors import ConfigError, InputError
 from pipeline.evaluation.study import row_name
-from pipeline.training.compression import DISTILLED, METHODS, PLAIN, Method, by_name
+from pipeline.training.compression import DISTILLED, HARD, METHODS, PLAIN, Method, by_name
 
 FREE = ("ranker", "assistants", "external_teacher")
-"""Sections that a variant may change; of `candidates` it may change the keys of unlabelled and augmented pairs."""
+"""Sections that a variant may change; of `candidates` it may change the keys of UNGRADED."""
+
+UNGRADED = ("unlabelled", "augment", "title_queries")
+"""Beginnings of the keys of `candidates` that decide on unlabelled and augmented pairs alone."""
 
 SEARCHED = "searched"
 """Name of the method whose depth and width the shape search chooses (`shape_search`)."""
@@ -31,6 +35,8 @@ class StudyMethod:
     """The study's recipe, changed so that its ranker is trained by this method."""
     from_teacher: bool = True
     """Whether the ranker learns from the teacher's scores; else from grades alone."""
+    tried: tuple[Artifact, ...] = ()
+    """Rankers that the shape search trained to find this method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +61,9 @@ def plan(recipe: Recipe) -> StudyPlan:
     _refuse_shared_names(recipe)
     own = _exported(recipe)
     with recipes.named("export", "study"):
-        preflight.check_rankers(own)
+        preflight.check_bases(own)
         preflight.check_students(own, checked=own)
+    _check_plain(recipe)
     wanted = recipe.study.methods
     methods: list[StudyMethod] = []
     refused: dict[str, str] = {}
@@ -81,6 +88,22 @@ def plan(recipe: Recipe) -> StudyPlan:
         except ConfigError as error:
             raise ConfigError(f"study.search_cost, {shape.layers} layers × {shape.units} units: {error}") from error
     return StudyPlan(tuple(methods), refused)
+
+
+def _check_plain(recipe: Recipe) -> None:
+    """Checks that the plain student, which every study begins with, can be trained.
+
+    Raises:
+        ConfigError: it would learn nothing, or cannot be cut from the teacher's base.
+    """
+    from pipeline.training import ranker_chain
+
+    if not any(weight for name, weight in weights_of(recipe.ranker).items() if name.startswith(HARD)):
+        raise ConfigError(
+            "ranker: every hard_…_weight is 0, and the plain student, which a study holds the others against, learns "
+            "from grades alone; give one a weight"
+        )
+    ranker_chain.check_plain(recipe)
 
 
 def _refuse_shared_names(recipe: Recipe) -> None:
@@ -124,10 +147,11 @@ def checked(recipe: Recipe, method: StudyMethod) -> StudyMethod:
     """
     from pipeline.training import preflight
 
-    kept = {name: getattr(recipe, name) for name in FREE}
-    kept["candidates"] = _labelled(recipe.candidates)
-    same = dataclasses.replace(method.recipe, candidates=_labelled(method.recipe.candidates))
-    if dataclasses.replace(same, **kept) != dataclasses.replace(recipe, **kept):
+    free = {name: getattr(recipe, name) for name in FREE}
+    given, wanted = (
+        dataclasses.replace(item, candidates=_labelled(item.candidates), **free) for item in (recipe, method.recipe)
+    )
+    if wanted != given:
         raise ConfigError(
             f"it changes more than {', '.join(FREE)} and the ungraded pairs, so it would have another teacher or "
             "other queries than the rest; run a study of its own"
@@ -136,7 +160,6 @@ def checked(recipe: Recipe, method: StudyMethod) -> StudyMethod:
     if own == _exported(recipe) and method.name not in (PLAIN, DISTILLED, SEARCHED):
         raise ConfigError("the recipe's ranker is trained in this way already")
     with recipes.named("export", "study"):
-        preflight.check_rankers(own)
         preflight.check_students(own, checked=recipe)
     return dataclasses.replace(method, recipe=own)
 
@@ -151,8 +174,8 @@ def _exported(recipe: Recipe) -> Recipe:
 
 def _labelled(config: CandidatesConfig) -> CandidatesConfig:
     """The section `candidates` with its keys of unlabelled and augmented pairs at their defaults."""
-    empty, ungraded = CandidatesConfig(), ("unlabelled", "augment")
-    names = [field.name for field in dataclasses.fields(config) if field.name.startswith(ungraded)]
+    empty = CandidatesConfig()
+    names = [field.name for field in dataclasses.fields(config) if field.name.startswith(UNGRADED)]
     return dataclasses.replace(config, **{name: getattr(empty, name) for name in names})
 
 

@@ -222,8 +222,7 @@ def _mean_scores(recipe: Recipe, inputs: TeacherInputs, run: Runner, *, first: A
     other_scores = []
     for number in range(1, _students(recipe)[0].teachers):
         named = run.labelled(f"teacher {number + 1}")
-        loop = dataclasses.replace(recipe.teacher.loop, seed=recipe.teacher.loop.seed + number)
-        config = dataclasses.replace(recipe.teacher, loop=loop)
+        config = dataclasses.replace(recipe.teacher, loop=recipe.teacher.loop.reseeded(number))
         model = named(teacher.make, config, recipe.candidates, data=inputs.data, pairs=inputs.pairs, base=inputs.base)
         other_scores.append(
             named(

@@ -316,11 +316,16 @@ class Recipe:
                 f"encoder.mining.rounds is {self.encoder.mining.rounds}: our teacher scores what a later round finds, "
                 "on another scale than the external teacher's; set it to 1, or leave external_teacher empty"
             )
-        first = (*self.assistants, self.ranker)[0]  # Who learns from it; one layer has none to be matched.
+        first = (*self.assistants, self.ranker)[0]  # Who learns from it.
         if self.external_teacher.given and first.teachers > 1:
             raise ConfigError(
                 f"{'assistants[0]' if self.assistants else 'ranker'}.teachers is {first.teachers}: the external "
                 "teacher takes the place of ours, so there are no others; set it to 1"
+            )
+        if several := [each.teachers for each in (*self.assistants, self.ranker)[1:] if each.teachers > 1]:
+            raise ConfigError(
+                f"teachers is {several[0]} of a student that learns from an assistant; set assistants[0].teachers, as "
+                "only the first student has several teachers"
             )
         if self.candidates.encoder_negatives and self.encoder.train_body:
             raise ConfigError(
@@ -333,7 +338,7 @@ class Recipe:
                 f"candidates.augmented is {self.candidates.augmented:g}: external_teacher.scores has no scores of "
                 "texts that are yet to be made; set it to 0, or give external_teacher.causal_lm"
             )
-        if self.external_teacher.given and first.hidden_weight and first.depth > 1:
+        if self.external_teacher.given and first.matches_states:
             raise ConfigError(
                 f"{'assistants[0]' if self.assistants else 'ranker'}.hidden_weight is {first.hidden_weight}: it "
                 "compares states of layers, and an external teacher gives only scores; set it to 0"

@@ -15,6 +15,9 @@ DOCUMENTED = ConfigDict(use_attribute_docstrings=True)
 ADDED = "added"
 """Key in the metadata of a dataclass field that `added` declared."""
 
+SEEDS = 2**31
+"""Number of seeds, from 0: Faiss takes 31 bits."""
+
 T = TypeVar("T")
 
 
@@ -52,9 +55,9 @@ def check_not_negative(section: str, zero: str = "", **values: float) -> None:
 
 
 def check_seed(section: str, seed: int) -> None:
-    """Raises `ConfigError` if a generator of random numbers cannot take the seed: Faiss takes 31 bits."""
-    if not 0 <= seed < 2**31:
-        raise ConfigError(f"{section}.seed is {seed}; it must be from 0 to {2**31 - 1}")
+    """Raises `ConfigError` if a generator of random numbers cannot take the seed."""
+    if not 0 <= seed < SEEDS:
+        raise ConfigError(f"{section}.seed is {seed}; it must be from 0 to {SEEDS - 1}")
 
 
 def check_weights(section: str, **values: float) -> None:

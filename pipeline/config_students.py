@@ -172,6 +172,11 @@ class RankerConfig:
         """Number of layers of the student."""
         return len(self.keep_layers) or self.layers
 
+    @property
+    def matches_states(self) -> bool:
+        """Whether the Patient KD loss has states to compare; by default those of the last layer are left out."""
+        return bool(self.hidden_weight) and (self.depth > 1 or bool(self.layer_map))
+
     def from_base(self) -> "RankerConfig":
         """The same shape cut from what the teacher was trained from, where layers to keep would be other layers."""
         return dataclasses.replace(self, base="base", layers=self.depth, keep_layers=())

@@ -52,8 +52,11 @@ class VariantConfig:
     def __post_init__(self) -> None:
         if not (self.name.strip() and self.set):
             raise ConfigError("study.variants: each needs a name and at least one change in `set`")
-        if printable(self.name) != self.name:
-            raise ConfigError(f"study.variants {self.name!r}: a name is one line of characters that can be printed")
+        if printable(self.name) != self.name or self.name.strip() != self.name:
+            raise ConfigError(
+                f"study.variants {self.name!r}: a name is one line of characters that can be printed, without a space "
+                "at its ends"
+            )
         keys = [change.partition("=")[0].strip() for change in self.set]
         if repeated := [key for key in keys if keys.count(key) > 1]:
             raise ConfigError(f"study.variants '{self.name}': sets {repeated[0]} twice; set it once")

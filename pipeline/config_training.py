@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from pipeline.config_checks import (
     DOCUMENTED,
+    SEEDS,
     added,
     check_not_negative,
     check_positive,
@@ -82,6 +83,10 @@ class LoopConfig:
         check_seed("loop", self.seed)
         check_shares("loop", warmup_share=self.warmup_share)
         check_not_negative("loop", "no bound", max_tokens=self.max_tokens, max_seconds=self.max_seconds)
+
+    def reseeded(self, number: int) -> "LoopConfig":
+        """The loop whose seed is the one `number` further; after the largest comes 0."""
+        return dataclasses.replace(self, seed=(self.seed + number) % SEEDS)
 
     def part(self, share: float) -> "LoopConfig":
         """The loop that takes this share of the training; its schedule is a whole one."""

@@ -307,6 +307,12 @@ def counted(count: int, noun: str, verb: str = "") -> str:
     return " ".join(filter(None, (f"{count:,}", noun, verb)))
 
 
+def exact(number: float) -> str:
+    """The number as `:g` writes it where that is all of it, else with each digit that it takes: 4, 0.5, 1.0000001."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
+
+
 def signed(number: float | None, digits: int = 3) -> str:
     """The number with this many decimals and a sign; a true minus, none on a zero, a dash where it is not defined."""
     if number is None or not math.isfinite(number):

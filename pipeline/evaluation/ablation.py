@@ -29,6 +29,7 @@ from pipeline.evaluation.per_query import judged, measures, per_query
 from pipeline.evaluation.per_query import settings as per_query_settings
 from pipeline.evaluation.report_summary import finite
 from pipeline.stage import Stage
+from pipeline.text import exact
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,7 +92,7 @@ def make(
         ConfigError: an unknown measure, or no student.
         SchemaError: no judged query in a split, or none for which the measure is defined.
     """
-    decisive = _decisive(measure, config)
+    decisive = decisive_measure(measure, config)
     if not students:
         raise ConfigError("an ablation needs students; name some in ablation.sets")
     trials = [*references, *students]
@@ -234,7 +235,7 @@ def _intervals(
     return systems
 
 
-def _decisive(measure: str, config: EvaluationConfig) -> str:
+def decisive_measure(measure: str, config: EvaluationConfig) -> str:
     """The measure that decides on the winner: the given one, or the first of all; raises ConfigError for an unknown."""
     names = measures(config)
     if measure and measure not in names:
@@ -287,6 +288,6 @@ def ratio_curves(ablation: Mapping[str, Any], students: Sequence[AblationRun], m
     means = {name: system["measures"][measure]["mean"] for name, system in ablation["systems"].items()}
     curves: dict[str, dict[str, float]] = {}
     for trial in sorted(students, key=lambda trial: trial.unlabelled_ratio):
-        curves.setdefault(trial.line, {})[f"{trial.unlabelled_ratio:g}×"] = means[trial.kind]
+        curves.setdefault(trial.line, {})[f"{exact(trial.unlabelled_ratio)}×"] = means[trial.kind]
     ceiling = ablation["ceiling"]
     return plots.lines(curves, rule=means[ceiling], rule_name=ceiling, tick="{:.3f}", step=0.005)

@@ -115,6 +115,19 @@ def needed(tokenizer: PreTrainedTokenizerBase, corpus: Iterable[str]) -> set[int
     raise ConfigError(f"vocabulary pruning: a {model['type']} tokenizer; set prune_vocabulary false")
 
 
+def check(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Checks that a tokenizer is of a kind that can be pruned.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    tree = json.loads(tokenizer.backend_tokenizer.to_str())
+    kept = needed(tokenizer, ()) | _special(tree)
+    if tree["model"]["type"] == "BPE":
+        kept |= _merges_of(kept, tree)[0]
+    _smaller(tokenizer, {old: new for new, old in enumerate(sorted(kept))})
+
+
 def prune(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kept_ids: Iterable[int]
 ) -> PreTrainedTokenizerFast:
@@ -173,7 +186,7 @@ def _kept(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: It
     """
     tree = json.loads(tokenizer.backend_tokenizer.to_str())
     config = model.config
-    special = {added["id"] for added in tree["added_tokens"]} | set(_template_ids(tree["post_processor"]))
+    special = _special(tree)
     special |= {getattr(config, name) for name in _id_fields(config)}
     padding = _embedding(model).padding_idx
     if padding is not None:
@@ -188,6 +201,11 @@ def _kept(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: It
             f"vocabulary pruning: token {max(kept)} has no embedding, the table has {counted(rows, 'row')}"
         )
     return sorted(kept)
+
+
+def _special(tree: Mapping[str, Any]) -> set[int]:
+    """Ids of the tokens that were added to a tokenizer and of those that its post-processor puts around texts."""
+    return {added["id"] for added in tree["added_tokens"]} | set(_template_ids(tree["post_processor"]))
 
 
 def _smaller(tokenizer: PreTrainedTokenizerBase, new_id: Mapping[int, int]) -> PreTrainedTokenizerFast:

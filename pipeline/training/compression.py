@@ -68,7 +68,10 @@ def _only(**weights: float) -> Change:
 
     def change(recipe: Recipe, _: ModelShape) -> Recipe:
         without_teacher = {name: 0.0 for name in weights_of(recipe.ranker) if not name.startswith(HARD)}
-        return _ranker(recipe, **without_teacher | {f"{name}_weight": weight for name, weight in weights.items()})
+        changed = _ranker(recipe, **without_teacher | {f"{name}_weight": weight for name, weight in weights.items()})
+        if weights.get("hidden") and not changed.ranker.matches_states:
+            raise ConfigError("the recipe's ranker has one layer, whose states are not compared with the teacher's")
+        return changed
 
     return change
 
@@ -137,20 +140,21 @@ def _assistant(recipe: Recipe, _: ModelShape) -> Recipe:
     between = (depth + kept) // 2
     if not kept < between < depth:
         raise ConfigError(f"no depth lies between the ranker's {kept} layers and its teacher's {depth}")
-    ranker = _ranker(recipe, hidden_weight=0.0, keep_layers=(), layers=kept)
+    ranker = _ranker(recipe, hidden_weight=0.0, keep_layers=(), layers=kept, teachers=1)
     return dataclasses.replace(ranker, assistants=(_teaching(recipe, between),))
 
 
 def _born_again(recipe: Recipe, _: ModelShape) -> Recipe:
     first = dataclasses.replace(recipe.ranker, hidden_weight=0.0, plain=False)
-    again = dataclasses.replace(recipe.ranker, hidden_weight=0.0, plain=False, keep_layers=(), layers=first.depth)
+    again = dataclasses.replace(first, keep_layers=(), layers=first.depth, teachers=1)
     return dataclasses.replace(recipe, assistants=(first,), ranker=again)
 
 
 def _noisy_student(recipe: Recipe, _: ModelShape) -> Recipe:
     """The recipe whose teacher is trained again, with noise, on its own scores of all pairs, and then teaches."""
     noise: dict[str, Any] = {"base": ranker_stage.FROM_BASE, "dropout": 0.1, "mutual_weight": 0.0, "general_tokens": 0}
-    return dataclasses.replace(recipe, assistants=(_teaching(recipe, _taught_depth(recipe), **noise),))
+    own = _ranker(recipe, teachers=1)
+    return dataclasses.replace(own, assistants=(_teaching(recipe, _taught_depth(recipe), **noise),))
 
 
 def _inner_relations(recipe: Recipe, _: ModelShape) -> Recipe:
@@ -189,6 +193,18 @@ def _all_layers(recipe: Recipe, source: ModelShape) -> Recipe:
     return _ranker(recipe, layers=source.layers, keep_layers=(), layer_map=(), intermediate=units)
 
 
+def _teachers(count: int) -> Change:
+    """The recipe whose first student learns from this many teachers."""
+
+    def change(recipe: Recipe, _: ModelShape) -> Recipe:
+        if not recipe.assistants:
+            return _ranker(recipe, teachers=count)
+        first = dataclasses.replace(recipe.assistants[0], teachers=count)
+        return dataclasses.replace(_ranker(recipe), assistants=(first, *recipe.assistants[1:]))
+
+    return change
+
+
 def _factors(share: float) -> Change:
     """The recipe whose feed-forward matrices keep this share of their numbers."""
 
@@ -202,11 +218,6 @@ def _factors(share: float) -> Change:
 
 def _narrow_embeddings(recipe: Recipe, source: ModelShape) -> Recipe:
     return _ranker(recipe, embedding_rank=max(1, source.hidden // 4))
-
-
-def _int8_aware(share: float) -> Change:
-    """The recipe whose ranker is rounded to int8 in the last `share` of its training."""
-    return _with(int8_share=share)
 
 
 def _tokens(count: int) -> Change:
@@ -314,10 +325,10 @@ METHODS = (
         for part in (50, 25)
     ),
     Method("low-rank-embeddings", "embeddings of a quarter of the width, and a matrix", _narrow_embeddings, _SVD),
-    Method("int8-aware", "rounded to int8 in the last quarter of the training", _int8_aware(0.25), _Q8),
-    Method("int8-aware-all", "rounded to int8 in all of the training", _int8_aware(1.0), _Q8),
+    Method("int8-aware", "rounded to int8 in the last quarter of the training", _with(int8_share=0.25), _Q8),
+    Method("int8-aware-all", "rounded to int8 in all of the training", _with(int8_share=1.0), _Q8),
     *(Method(f"tokens-{count}", f"at most {count} tokens", _tokens(count)) for count in (32, 48, 96)),
-    *(Method(f"teachers-{count}", f"the mean score of {count} teachers", _with(teachers=count)) for count in (2, 3)),
+    *(Method(f"teachers-{count}", f"the mean score of {count} teachers", _teachers(count)) for count in (2, 3)),
     Method("small-vocabulary", "tokens of the corpus alone", _with(prune_vocabulary=True), "Abdaoui et al. 2020"),
     Method("augmented-words", "augmented pairs, words replaced, for unlabelled ones", _augmented("replace"), _TINY),
     Method("augmented-parts", "the same, words dropped and parts of texts", _augmented("drop", "ngram"), _TANG),

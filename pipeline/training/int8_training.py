@@ -35,7 +35,7 @@ def learn_rounded(task: CrossTask, share: float, *, label: str, staging: Staging
         int8_rounding.put(student)
     rate = config.learning_rate * (RATE if share < 1 else 1.0)
     # Another seed draws another order: the last part is no repetition of the first.
-    task.config = dataclasses.replace(config.part(share), learning_rate=rate, seed=config.seed + 1)
+    task.config = dataclasses.replace(config.part(share), learning_rate=rate).reseeded(1)
     own = dataclasses.replace(staging, checkpoint=staging.checkpoint / "int8", began=time.monotonic())
     last = learn(task, label=f"{label}, int8", staging=own)
     for student, _ in task.learner.each():

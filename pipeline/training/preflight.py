@@ -6,7 +6,6 @@
 `relevance retrain --check` runs both alone; every retraining begins with them.
 """
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,20 +14,17 @@ from transformers import PreTrainedConfig
 
 from pipeline import machine_memory
 from pipeline.artifacts import Artifact
-from pipeline.config import GateConfig, RankerConfig, Recipe
+from pipeline.config import GateConfig, Recipe
 from pipeline.data.checks.check import few_test_queries
 from pipeline.errors import ConfigError, MissingError, SchemaError
 from pipeline.machine_memory import MemoryLimit
 from pipeline.models import base_models, model_files, model_folders, tokenizers
-from pipeline.models.base_models import ModelShape
 from pipeline.models.families import family_of
 from pipeline.recipe import named
 from pipeline.text import counted
-from pipeline.tokens import PairTemplate
 from pipeline.training import augmentation, encoder, pretrain, ranker, ranker_chain, ranker_shape
+from pipeline.training.preflight_texts import check_lengths, check_passages, check_vocabularies
 
-SPECIAL_TOKENS = 2
-"""Special tokens of one text: a model's first and last."""
 COPIES = 4
 """Copies of a model's weights that training holds at least: the weights, their gradients and two moments of Adam."""
 
@@ -46,6 +42,7 @@ def check(recipe: Recipe) -> list[str]:
     check_exports(recipe)
     check_lengths(recipe)
     check_passages(recipe)
+    check_vocabularies(recipe)
     memory = check_memory(recipe)
     check_files(recipe)
     check_loads(recipe)
@@ -166,75 +163,6 @@ def check_exports(recipe: Recipe) -> None:
                 raise ConfigError(f"{key} {base}: {error}") from error
 
 
-def check_lengths(recipe: Recipe) -> None:
-    """Checks that no input is longer than its model's positions.
-
-    Raises:
-        ConfigError: the message names the key.
-    """
-    wanted = [("teacher", recipe.teacher.base, recipe.teacher.max_tokens)]
-    wanted.append(("encoder", ranker_chain.served_bases(recipe)["encoder.base"], recipe.encoder.max_tokens))
-    if recipe.pretrain.enabled or recipe.teacher.base == pretrain.SCRATCH:
-        wanted.append(("pretrain", recipe.teacher.base, recipe.pretrain.max_tokens))
-    cut_from = recipe.teacher.base
-    for path, student in ranker_chain.students(recipe):
-        if student.base == pretrain.SCRATCH:
-            wanted.append(("pretrain", pretrain.SCRATCH, recipe.pretrain.max_tokens))
-        known = {ranker.FROM_TEACHER: cut_from, ranker.FROM_BASE: recipe.teacher.base}
-        cut_from = known.get(student.base, student.base)
-        wanted.append((path, cut_from, student.max_tokens or recipe.teacher.max_tokens))
-    for section, base, max_tokens in wanted:
-        scratch = base == pretrain.SCRATCH
-        positions = recipe.pretrain.scratch.positions if scratch else tokenizers.positions(_config(base))
-        if max_tokens > positions:
-            raise ConfigError(f"{section}.max_tokens {max_tokens}: {base} has {positions} positions; lower it")
-
-
-def check_passages(recipe: Recipe) -> None:
-    """Checks that passages fit into the encoder and beside the longest query, and that students can read the teacher's.
-
-    Raises:
-        ConfigError: the message names the section.
-    """
-    with named("passages", "index.passages"):
-        indexed = recipe.index.passages.passages(None)
-        if indexed is not None:
-            indexed.check(recipe.encoder.max_tokens - SPECIAL_TOKENS)
-    template = _pair_template(recipe)
-    with named("passages", "teacher.passages"):
-        teacher = dataclasses.replace(template, passages=recipe.teacher.passages.passages(None))
-    for number, (path, config, source, shape) in enumerate(ranker_chain.cuts(recipe)):
-        tokens = config.max_tokens or teacher.max_tokens
-        with named("passages", f"{path}.passages"):
-            passages = config.passages.passages(teacher.passages)
-            student = dataclasses.replace(teacher, max_tokens=tokens, passages=passages)
-        whole_documents = recipe.external_teacher.scores and number == 0  # A file of scores teaches the first student.
-        if teacher.passages is not None and not whole_documents and _other_tokens(config, source, shape):
-            raise ConfigError(f"{path}.base: {ranker.OTHER_PASSAGES}")
-        teacher = student
-
-
-def _other_tokens(config: RankerConfig, source: ModelShape, teacher: ModelShape) -> bool:
-    """Whether a student is known to make other tokens of a text than its teacher."""
-    if source.tokenizer is None or teacher.tokenizer is None:
-        return config.base == pretrain.SCRATCH and teacher.tokenizer is not None
-    ours, theirs = (
-        tokenizers.plain_tokenizer(tokenizers.load_tokenizer(model.tokenizer))
-        for model in (source, teacher)
-        if model.tokenizer
-    )
-    return not ranker_shape.same_tokens(ours, theirs)
-
-
-def _pair_template(recipe: Recipe) -> PairTemplate:
-    """The shape of the teacher's inputs; of a model from scratch, which has no tokenizer yet, with BERT's."""
-    lengths = recipe.teacher.max_tokens, recipe.teacher.max_query_tokens
-    if recipe.teacher.base == pretrain.SCRATCH:
-        return PairTemplate(before=(0,), between=(0,), after=(0,), max_tokens=lengths[0], max_query_tokens=lengths[1])
-    tokenizer = tokenizers.load_tokenizer(model_folders.folder(recipe.teacher.base))
-    return tokenizers.pair_template(tokenizer, _config(recipe.teacher.base), *lengths)
-
-
 def check_memory(recipe: Recipe) -> str:
     """Checks that the teacher's weights can be trained in the memory there is, by a lower bound from their file.
 
@@ -313,27 +241,37 @@ def check_rankers(recipe: Recipe) -> None:
     for path, config, source, teacher in ranker_chain.cuts(recipe):
         with named("ranker", path):
             ranker_shape.cut(config, source, teacher)
+    if recipe.ranker.plain:
+        ranker_chain.check_plain(recipe)
 
 
 def check_students(recipe: Recipe, *, checked: Recipe) -> None:
-    """Checks what else can be told of the students of a recipe that shares its teacher with a recipe checked before.
+    """Checks the students of a recipe that shares its teacher with a recipe checked before.
 
     Args:
-        recipe: its rankers can be cut and taught, as `check_rankers` tells.
+        recipe: its base models, rankers and exports are checked, and the files that it names.
         checked: the recipe checked before; base models that both name are not read again.
 
     Raises:
-        ConfigError: a student cannot be exported, or its texts are too long for its model.
+        ConfigError: a student cannot be cut, taught or exported, or its texts are too long for its model.
         MissingError: a base model or a file is not there.
     """
-    new = [student.base for _, student in ranker_chain.students(recipe)]
-    if set(new) - {student.base for _, student in ranker_chain.students(checked)}:
+    if _new_bases(recipe, checked):
         check_bases(recipe)
+    check_rankers(recipe)
+    if _new_bases(recipe, checked):
         check_loads(recipe)
     check_exports(recipe)
     check_lengths(recipe)
     check_passages(recipe)
+    check_vocabularies(recipe)
     check_files(recipe)
+
+
+def _new_bases(recipe: Recipe, checked: Recipe) -> bool:
+    """Whether the students of a recipe name base models that those of another one do not."""
+    new, known = ({student.base for _, student in ranker_chain.students(item)} for item in (recipe, checked))
+    return bool(new - known)
 
 
 def check_encoder(recipe: Recipe) -> None:

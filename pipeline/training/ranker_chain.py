@@ -8,9 +8,9 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pipeline.config import RankerConfig, Recipe
+from pipeline.config import RankerConfig, Recipe, weights_of
 from pipeline.errors import ConfigError
 from pipeline.models import base_models, model_files, model_folders
 from pipeline.models.base_models import ModelShape
@@ -89,12 +89,37 @@ def _check_new_tokens(path: str, config: RankerConfig) -> None:
             )
 
 
-def served_bases(recipe: Recipe) -> dict[str, str]:
-    """Key → the base that the served model is cut from in the end."""
+def check_plain(recipe: Recipe) -> None:
+    """Checks that the plain student, which has the ranker's shape, can be cut from the base of the teacher.
+
+    Raises:
+        ConfigError: it cannot, as where an assistant with a deeper base of its own is what the ranker is cut from.
+        MissingError: a base model cannot be had.
+    """
+    if recipe.ranker.base != ranker.FROM_TEACHER or not recipe.assistants:
+        return
+    base = base_shape(recipe)
+    weights: dict[str, Any] = {
+        name: 0.0 for name in weights_of(recipe.ranker) if not name.startswith(ranker_shape.HARD)
+    }
+    try:
+        ranker_shape.cut(dataclasses.replace(ranker.plain(recipe.ranker), **weights), base, base)
+    except ConfigError as error:
+        raise ConfigError(f"the plain student, which is cut from teacher.base: {error}") from error
+
+
+def bases(recipe: Recipe) -> Iterator[tuple[str, RankerConfig, str]]:
+    """Key and section of each assistant and the ranker, and the base that it is cut from in the end."""
     base = recipe.teacher.base
-    for student in (*recipe.assistants, recipe.ranker):
+    for path, student in students(recipe):
         known = {ranker.FROM_TEACHER: base, ranker.FROM_BASE: recipe.teacher.base}
         base = known.get(student.base, student.base)
+        yield path, student, base
+
+
+def served_bases(recipe: Recipe) -> dict[str, str]:
+    """Key → the base that the served model is cut from in the end."""
+    *_, (_, _, base) = bases(recipe)
     own = recipe.encoder.base
     return {"ranker.base": base, "encoder.base": recipe.teacher.base if own == encoder.FROM_BASE else own}
 

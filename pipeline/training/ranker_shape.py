@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from pipeline.config import RankerConfig
+from pipeline.config import RankerConfig, weights_of
 from pipeline.errors import ConfigError
 from pipeline.models import base_models, low_rank, surgery, tokenizers, width_pruning
 from pipeline.models.families import Need, family_of
@@ -37,7 +37,7 @@ def units_within(shape: base_models.ModelShape, layers: int, allowed: float) -> 
     The number is a multiple of `MULTIPLE` or all units of the model, and 0 or less where attention alone takes more.
     """
     room = (allowed / (layers - 1) - 4 * shape.hidden**2) / (2 * shape.hidden)
-    return min(shape.intermediate, int(room) // MULTIPLE * MULTIPLE)
+    return shape.intermediate if room >= shape.intermediate else int(room) // MULTIPLE * MULTIPLE
 
 
 def cut(
@@ -49,6 +49,8 @@ def cut(
         ConfigError: a layer to keep or to learn from does not exist, or a loss cannot apply to these models.
     """
     keep = kept(config, source.layers)
+    weights = LossWeights.of_config(config, HARD)
+    _check_states(config)
     _check_offers(config, source, teacher, keep)
     tokenizer = None if config.prune_vocabulary else source.tokenizer
     if config.intermediate:
@@ -61,7 +63,7 @@ def cut(
             f"ranker.embedding_rank is {config.embedding_rank}: the embeddings are {source.hidden} wide, so "
             "factors would be no smaller; take less"
         )
-    if config.max_tokens and LossWeights.of_config(config, HARD).of(TOKEN_TERMS):
+    if config.max_tokens and weights.of(TOKEN_TERMS):
         raise ConfigError(
             f"ranker.max_tokens is {config.max_tokens}: {', '.join(f'ranker.{name}_weight' for name in TOKEN_TERMS)} "
             "compare tokens with the teacher's, so student and teacher must read equally many; set it to 0"
@@ -77,12 +79,28 @@ def cut(
         )
     if config.mutual_weight:
         second_student_layers(source, keep)
-    if LossWeights.of_config(config, HARD).of(TOKEN_TERMS) and source.tokenizer and teacher.tokenizer:
+    if weights.of(TOKEN_TERMS) and source.tokenizer and teacher.tokenizer:
         ours, theirs = map(
             tokenizers.plain_tokenizer, map(tokenizers.load_tokenizer, (source.tokenizer, teacher.tokenizer))
         )
         same_input(ours, theirs)
     return student
+
+
+def _check_states(config: RankerConfig) -> None:
+    """Checks that a student that learns from the teacher's states alone has states to compare.
+
+    Raises:
+        ConfigError: it has one layer, whose states are left to the scores.
+    """
+    if not config.matches_states and not any(
+        weight for name, weight in weights_of(config).items() if name != "hidden_weight"
+    ):
+        raise ConfigError(
+            f"ranker.hidden_weight is {config.hidden_weight} and all other losses have weight 0: the student has one "
+            "layer, whose states are not compared; name a teacher's layer in ranker.layer_map, or give another loss a "
+            "weight"
+        )
 
 
 def _check_offers(

@@ -13,7 +13,7 @@ from flows.cli import command
 from pipeline import config
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
 from tests.flows.conftest import Trained
 
 SETS = '["plain", "soft+margin", "hard=0+soft+margin+hidden"]'
@@ -129,3 +129,30 @@ def test_states_of_a_narrower_assistant_are_refused_before_any_work(recipe: conf
     with pytest.raises(ConfigError, match=message):
         ablate.ablate(recipe, tmp_path / "workspace")
     assert not (tmp_path / "workspace").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("ablation.measure=ndcg@7", r"ablation\.measure 'ndcg@7' is none of"),
+        ('ablation.sets=["soft+margin", "margin+soft"]', r"'margin\+soft': trains as 'soft\+margin' does"),
+        ('ablation.sets=["plain", "hard@base"]', "'hard@base': trains as 'plain' does"),
+        ('ablation.sets=["hard", "hidden"]', "'hidden': the student has one layer, and hidden compares"),
+        ('ablation.sets=["hard=0+hidden"]', "'hard=0"),
+        ("teacher.base=/none", "^teacher.base /none: "),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused_before_any_work(
+    tiny_world: Path, tmp_path: Path, override: str, message: str
+) -> None:
+    recipe = recipes.load(tiny_world / "tiny.toml", [f"data.root={tiny_world}", 'ablation.sets=["soft"]', override])
+    with pytest.raises(InputError, match=message):
+        ablate.ablate(recipe, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ratios_that_differ_in_their_last_digit_are_not_one_kind(copied: Trained, tiny_world: Path) -> None:
+    overrides = ["ablation.seeds=1", 'ablation.sets=["plain"]', "ablation.unlabelled_ratios=[1, 1.00000001]"]
+    recipe = recipes.load(tiny_world / "tiny.toml", [f"data.root={tiny_world}", *overrides])
+    content = ablate.read(ablate.ablate(recipe, copied.workspace))
+    assert content["kinds"] == ["plain, 1×", "plain, 1.00000001×"]

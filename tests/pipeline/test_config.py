@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from pipeline import recipe as recipes
 from pipeline import recipe_schema
-from pipeline.config import Recipe
+from pipeline.config import LoopConfig, Recipe
 from pipeline.config_checks import DOCUMENTED, added
 from pipeline.errors import ConfigError, MissingError
 
@@ -305,3 +305,8 @@ def test_a_number_below_zero_is_refused_wherever_it_means_nothing(tmp_path: Path
                 _load(tmp_path, "", f"{key}=-1")
                 taken.add(key)
     assert taken == BELOW_ZERO
+
+
+def test_seeds_go_on_from_the_largest_at_the_smallest() -> None:
+    loop = LoopConfig(seed=2**31 - 2)
+    assert [loop.reseeded(number).seed for number in range(4)] == [2**31 - 2, 2**31 - 1, 0, 1]

@@ -57,6 +57,27 @@ def test_relations_of_the_last_layer_are_not_those_that_the_recipe_names() -> No
     assert match.relation == 6
 
 
+@pytest.mark.parametrize("name", ["teachers-3", "assistant", "born-again", "noisy-student", "init-base"])
+@pytest.mark.parametrize("between", [0, 1])
+def test_only_the_first_student_has_several_teachers(name: str, between: int) -> None:
+    """A later student learns from one model, so several would be ignored."""
+    first = RankerConfig(layers=4, hidden_weight=0.0, teachers=1 + between)
+    before = recipe(RankerConfig(layers=2, teachers=2 - between))
+    before = dataclasses.replace(before, assistants=(first,) * between)
+    after = applied(name, before)
+    first, *later = (*after.assistants, after.ranker)
+    assert all(student.teachers == 1 for student in later)
+    assert first.teachers == 3 or name != "teachers-3"
+    with pytest.raises(ConfigError, match=r"set assistants\[0\]\.teachers"):
+        dataclasses.replace(before, assistants=(first,), ranker=RankerConfig(layers=2, teachers=2))
+
+
+def test_states_of_a_ranker_of_one_layer_are_no_method() -> None:
+    with pytest.raises(ConfigError, match="the recipe's ranker has one layer, whose states are not compared"):
+        applied("patient-kd", recipe(RankerConfig(layers=1)))
+    assert applied("patient-kd", recipe(RankerConfig(layers=1, layer_map=(2,)))).ranker.hidden_weight == 1.0
+
+
 @pytest.mark.parametrize("name", ["init-first", "init-last"])
 def test_layers_that_are_kept_anyway_are_no_method(name: str) -> None:
     with pytest.raises(ConfigError, match="cut to layers 1, 2, 3, 4, 5, 6 already"):

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from transformers import BertConfig, BertTokenizer
+from tokenizers import Tokenizer, models
+from transformers import BertConfig, BertTokenizer, PreTrainedTokenizerFast
 
 from pipeline.config import (
     DataConfig,
@@ -21,11 +22,12 @@ from pipeline.config import (
     ScratchConfig,
     SourceConfig,
     TeacherConfig,
+    weights_of,
 )
 from pipeline.data import judgments
 from pipeline.errors import ConfigError, MissingError, SchemaError
 from pipeline.machine_memory import MemoryLimit
-from pipeline.training import budget, preflight
+from pipeline.training import budget, preflight, preflight_texts
 from tests.flows.world import write_tiny_world
 
 SCRATCH = ScratchConfig(layers=4, hidden=32, heads=2, intermediate=64)
@@ -79,6 +81,53 @@ def test_an_assistant_is_held_against_the_one_before_and_named() -> None:
     with pytest.raises(ConfigError, match=r"^assistants\[1\]\.layers is 4: the model that it is cut from has 3"):
         preflight.check_rankers(dataclasses.replace(RECIPE, assistants=row))
     preflight.check_rankers(dataclasses.replace(RECIPE, assistants=(RankerConfig(layers=4), RankerConfig(layers=3))))
+
+
+def test_a_plain_student_that_the_teachers_base_cannot_give_is_refused(tmp_path: Path) -> None:
+    """The ranker is cut from an assistant with more layers than the base that the plain student is cut from."""
+    deep = RankerConfig(base=folder(tmp_path, layers=8), layers=8, hidden_weight=0.0)
+    recipe = dataclasses.replace(changed("ranker", layers=6, hidden_weight=0.0), assistants=(deep,))
+    with pytest.raises(
+        ConfigError, match=r"the plain student, .* cut from teacher\.base: ranker\.layers is 6: .* has 4"
+    ):
+        preflight.check_rankers(recipe)
+    alone = dataclasses.replace(recipe, ranker=dataclasses.replace(recipe.ranker, plain=False))
+    preflight.check_rankers(alone)
+
+
+@pytest.mark.parametrize("layer_map", [(), (2,)])
+def test_a_student_of_one_layer_does_not_learn_from_states_alone(layer_map: tuple[int, ...]) -> None:
+    weights = {name: 0.0 for name in weights_of(RankerConfig()) if name != "hidden_weight"}
+    recipe = changed("ranker", layers=1, plain=False, layer_map=layer_map, **weights)
+    if layer_map:
+        preflight.check_rankers(recipe)
+        return
+    with pytest.raises(ConfigError, match=r"ranker\.hidden_weight is 0\.1 and all other losses have weight 0: the stu"):
+        preflight.check_rankers(recipe)
+
+
+def test_texts_of_a_general_distillation_fit_the_base(tmp_path: Path) -> None:
+    base = model(tmp_path / "base")  # 64 positions
+    recipe = dataclasses.replace(
+        changed("ranker", base="base", general_tokens=100, max_tokens=64),
+        teacher=TeacherConfig(base=base, max_tokens=64),
+        encoder=EncoderConfig(dimensions=16, max_tokens=64),
+    )
+    with pytest.raises(ConfigError, match=r"^pretrain\.max_tokens 128: .* has 64 positions"):
+        preflight_texts.check_lengths(recipe)
+    preflight_texts.check_lengths(dataclasses.replace(recipe, pretrain=PretrainConfig(max_tokens=64)))
+
+
+def test_a_vocabulary_that_cannot_be_pruned_is_refused(tmp_path: Path) -> None:
+    base = folder(tmp_path)
+    pieces = Tokenizer(models.WordLevel({"[UNK]": 0, "oak": 1}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="[UNK]", pad_token="[UNK]").save_pretrained(base)
+    teacher = TeacherConfig(base=base)
+    for section in ("ranker", "encoder"):
+        recipe = dataclasses.replace(changed(section, prune_vocabulary=True), teacher=teacher)
+        with pytest.raises(ConfigError, match=rf"^{section}\.prune_vocabulary: .* a WordLevel tokenizer"):
+            preflight_texts.check_vocabularies(recipe)
+    preflight_texts.check_vocabularies(dataclasses.replace(RECIPE, teacher=teacher))
 
 
 def test_a_base_of_its_own_is_held_against_the_teacher(tmp_path: Path) -> None:

@@ -120,14 +120,18 @@ def _searched(recipe: Recipe, run: runner.Runner, began: float) -> StudyMethod:
     from pipeline.training import ranker_chain
     from pipeline.training.loop import scoring
 
+    tried: list[Artifact] = []
+
     def train(config: RankerConfig, label: str) -> Artifact:
         if _over(recipe, began):
             raise _too_short(recipe, "the search of the ranker's shape had ended")
-        return _trained(recipe, StudyMethod(label, "", "", recipe), config, run.labelled(label))
+        tried.append(_trained(recipe, StudyMethod(label, "", "", recipe), config, run.labelled(label)))
+        return tried[-1]
 
     source = ranker_chain.source_shape(recipe)
     best = shape_search.search(recipe, source, train, scoring.MEASURE)
-    return study_plan.checked(recipe, study_plan.of_shape(recipe, best))
+    method = study_plan.checked(recipe, study_plan.of_shape(recipe, best))
+    return dataclasses.replace(method, tried=tuple(tried))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +156,10 @@ def _train(
     """Trains and yields students, all methods with the first seed first; ends when the time of the study is over."""
     from serving.runtime import ranker_trials
 
-    order = list(itertools.product(range(recipe.study.seeds), methods))
+    order = ((seed, method) for seed in range(recipe.study.seeds) for method in methods)
     for number, (seed, method) in enumerate(order):
         if _over(recipe, began):
-            missing = counted(len(order) - number, "student", "are")
+            missing = counted(recipe.study.seeds * len(methods) - number, "student", "are")
             log.warning("study.max_minutes is over: %s missing; run the study again for the rest", missing)
             return
         named = run.labelled(f"{method.name}, seed {seed + 1} of {recipe.study.seeds}")
@@ -165,7 +169,7 @@ def _train(
             name: comparisons.by_split(named.labelled(name), ranker_trials.scores, **judged, precision=name)
             for name in recipe.study.precisions
         }
-        yield _TrainedStudent(method.name, seed, StudentCost(model=model, bundle=bundle), scores)
+        yield _TrainedStudent(method.name, seed, StudentCost(model, bundle, method.tried), scores)
 
 
 def _scored_for(recipe: Recipe) -> RankerConfig:

@@ -1,12 +1,13 @@
 """The front of a study: the rows of which no other one is better at no more cost, told by paired tests."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pipeline.config import EvaluationConfig
 from pipeline.evaluation import ablation, page, plots, significance
 from pipeline.evaluation.ablation import SURE
+from pipeline.evaluation.significance import TIE
 
 SLACK = 0.02
 """Relative difference up to which two rows count as equally fast or small."""
@@ -25,8 +26,9 @@ def verdicts(
 ) -> dict[str, dict[str, Any]]:
     """The verdict on each row: on the front, tied with a row that costs no more, or surely below one.
 
-    A row is held against the best of those that cost no more. As the queries that choose it are those of the test,
-    the p value is corrected for all pairs of which one row costs no more than the other.
+    A row is held against the best of those that beat it: that cost no more and are better, or as good for less. As the
+    queries that choose it are those of the test, the p value is corrected for all pairs of which one row costs no more
+    than the other.
 
     Args:
         rows: name → `speed`, `bytes` and `valid`, the mean on the valid queries.
@@ -34,7 +36,7 @@ def verdicts(
     """
     rivals: dict[str, str] = {}
     for name, row in rows.items():
-        better = [other for other, item in rows.items() if item["valid"] > row["valid"] and _costs_no_more(item, row)]
+        better = [other for other, item in rows.items() if _beats(item, row, CHEAPER)]
         if better:
             rivals[name] = max(better, key=lambda other: rows[other]["valid"])
     p_values = significance.chosen_differences(
@@ -55,9 +57,21 @@ def verdicts(
     return judged
 
 
-def _costs_no_more(row: Mapping[str, Any], rival: Mapping[str, Any]) -> bool:
+def _beats(row: Mapping[str, Any], rival: Mapping[str, Any], costs: Collection[str]) -> bool:
+    """Whether a row is at least as good as another in each of these costs and on the valid queries, and better in one.
+
+    No rows beat each other in a circle: of equal quality the sum of the logarithms of both costs falls from each row to
+    the next, as one falls by more than the other may rise.
+    """
+    gain = row["valid"] - rival["valid"]
+    if gain < -TIE or not _costs_no_more(row, rival, costs):
+        return False
+    return bool(gain > TIE or not _costs_no_more(rival, row, costs))
+
+
+def _costs_no_more(row: Mapping[str, Any], rival: Mapping[str, Any], costs: Collection[str] = tuple(CHEAPER)) -> bool:
     """Whether a row is at least as good as another in each cost."""
-    return all(no_more(row[cost], rival[cost]) for cost, no_more in CHEAPER.items())
+    return all(CHEAPER[cost](row[cost], rival[cost]) for cost in costs)
 
 
 def _comparable(row: Mapping[str, Any], rival: Mapping[str, Any]) -> bool:
@@ -67,8 +81,8 @@ def _comparable(row: Mapping[str, Any], rival: Mapping[str, Any]) -> bool:
 def front_plot(study: Mapping[str, Any], cost: str, label: str) -> str:
     """nDCG on the test queries over a cost, as SVG: a numbered dot for each complete row, this cost's front joined.
 
-    A row is on the front if no row that costs no more has a better mean on the valid queries. The dots show test
-    queries, so one may lie above the line of the front.
+    A row is on the front if no row that costs no more has a better mean on the valid queries, or the same one for less.
+    The dots show test queries, so one may lie above the line of the front.
 
     Args:
         study: the content of study.json.
@@ -81,9 +95,7 @@ def front_plot(study: Mapping[str, Any], cost: str, label: str) -> str:
             name=name,
             x=float(row[cost]),
             y=float(study["systems"][name]["measures"][study["headline"]]["mean"]),
-            marked=not any(
-                other["valid"] > row["valid"] and CHEAPER[cost](other[cost], row[cost]) for other in rows.values()
-            ),
+            marked=not any(_beats(other, row, (cost,)) for other in rows.values()),
         )
         for name, row in rows.items()
     ]

@@ -3,12 +3,12 @@
     keeps    nDCG and pairwise accuracy on the test queries, and the share of the gap from the plain student to the
              teacher that is closed
     costs    pairs per second of one core and bytes of the exported model, seconds of all trainings that it takes
-             beside the teacher's: those of assistants, further teachers and general distillation too
+             beside the teacher's: those of assistants, further teachers, general distillation and a search too
     verdict  from the valid queries; the test queries of the table take no part in it
 
-A row is on the front if no row that is at least as fast and as small has a better mean on the valid queries. Otherwise
-it is tied with the best such row or surely below it, by a paired test over queries, corrected by Holm for all pairs of
-rows that could be compared so. Rows that lack a seed take no part.
+A row is on the front if no row that is at least as fast and as small has a better mean on the valid queries, or the
+same mean and is faster or smaller. Otherwise it is tied with the best such row or surely below it, by a paired test
+over queries, corrected by Holm for all pairs of rows that could be compared so. Rows that lack a seed take no part.
 """
 
 import json
@@ -31,7 +31,7 @@ from pipeline.stage import Stage
 
 STAGE = Stage(
     "study",
-    version=2,
+    version=3,
     inputs={"data": "data", "pool": "pool", "speeds": "speeds", "references": "scores", "students": "scores"},
     section="study",
 )
@@ -43,6 +43,12 @@ class StudentCost:
 
     model: Artifact
     bundle: Artifact
+    tried: tuple[Artifact, ...] = ()
+    """Models that were trained to find this one's shape."""
+
+    def seconds(self, workspace: Path, teacher: Artifact) -> float:
+        """Seconds of all trainings that it takes beside the teacher's."""
+        return training_costs.seconds_of(workspace, [self.model, *self.tried], [teacher])
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +143,7 @@ def make(
         **per_query_settings(config, data),
         "trials": [[trial.kind, trial.seed] for trial in trials],
         "rows": [[row.name, row.summary, row.source, row.precision, len(row.costs)] for row in plan.rows],
+        "tried": sorted({item.fingerprint for row in plan.rows for cost in row.costs for item in cost.tried}),
         "ceiling": plan.ceiling,
         "seeds": plan.seeds,
         "title": plan.title,
@@ -179,7 +186,7 @@ def _costs(workspace: Path, row: StudyRow, teacher: Artifact, speeds: Artifact) 
     """Speed and size of the exported model of the first seed, and the mean training time over the seeds."""
     rates = json.loads(speeds.file("speeds.json").read_text(encoding="utf-8"))
     first = row.costs[0].bundle
-    seconds = [training_costs.seconds_of(workspace, item.model, [teacher]) for item in row.costs]
+    seconds = [item.seconds(workspace, teacher) for item in row.costs]
     return {
         "summary": row.summary,
         "source": row.source,

@@ -10,18 +10,18 @@ SECONDS = "training_seconds"
 """Metric of a trained model: seconds of all its steps and evaluations, those before the training was killed too."""
 
 
-def seconds_of(workspace: Path, model: Artifact, shared: Iterable[Artifact]) -> float:
-    """Seconds of the trainings of a model and of all models that it was made from, each once.
+def seconds_of(workspace: Path, models: Iterable[Artifact], shared: Iterable[Artifact]) -> float:
+    """Seconds of the trainings of models and of all models that they were made from, each once.
 
     So the time of a student is that of its assistants, further teachers and general distillation too.
 
     Args:
         workspace: the folder that holds `artifacts/`.
-        model: a trained model.
+        models: trained models.
         shared: models whose training, and what they were made from, does not count.
     """
     known = _sources(workspace, shared)
-    own = _sources(workspace, [model])
+    own = _sources(workspace, models)
     return sum(float(item.metrics.get(SECONDS, 0.0)) for name, item in own.items() if name not in known)
 
 

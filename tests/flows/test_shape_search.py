@@ -1,6 +1,7 @@
 """The search of shapes: what fits the bound, which half goes on, and a winner that takes part in a study."""
 
 import dataclasses
+import json
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,14 +24,14 @@ def recipe(cost: float, **ranker: Any) -> Recipe:
     return Recipe(ranker=RankerConfig(**{"layers": 3, **ranker}), study=StudyConfig(search_cost=cost))
 
 
-@pytest.mark.parametrize("cost", [0.5, 0.8, 1.0, 1.6])
+@pytest.mark.parametrize("cost", [0.5, 0.8, 1.0, 1.6, 1e308])
 def test_the_shapes_are_the_widest_that_fit(cost: float) -> None:
     shapes = shape_search.shapes(recipe(cost), SOURCE)
     full_cost = ranker_shape.products(SOURCE, 3, 1536)
     assert [shape.layers for shape in shapes] == sorted({shape.layers for shape in shapes})
     for shape in shapes:
         assert ranker_shape.products(SOURCE, shape.layers, shape.units) == pytest.approx(shape.cost * full_cost)
-        assert shape.cost <= cost
+        assert shape.cost <= cost or shape.units == 1536
         wider = shape.units + ranker_shape.MULTIPLE
         assert shape.units == 1536 or ranker_shape.products(SOURCE, shape.layers, wider) > cost * full_cost
     listed = {shape.layers for shape in shapes}
@@ -81,12 +82,26 @@ def test_a_bound_that_leaves_nothing_to_search_is_refused(cost: float, ranker: d
         StudyConfig(search_cost=-1.0)
 
 
+def searching_seconds(workspace: Path, layers: int) -> float:
+    """Seconds of the short trainings of a search and of the whole training of the depth that it found."""
+    paths = (workspace / "artifacts" / "ranker").glob("*/manifest.json")
+    rankers = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return sum(
+        item["metrics"]["training_seconds"]
+        for item in rankers
+        if "teacher_scores" in item["inputs"]
+        and not item["config"]["keep_layers"]
+        and (item["config"]["loop"]["epochs"] < 2.0 or item["config"]["layers"] == layers)
+    )
+
+
 def test_the_winner_takes_part_in_the_study(tiny_world: Path, tmp_path: Path) -> None:
     changes = ["pretrain.scratch.layers=3", "ranker.layers=2", "study.search_cost=2.0", 'study.methods=["init-first"]']
     own = recipes.load(tiny_world / "tiny.toml", [f"data.root={tiny_world}", *changes])
     content = study.read(study.study(own, tmp_path))
     assert list(content["rows"]) == ["plain", "distilled", "init-first", "searched"]
-    assert "layers" in content["rows"]["searched"]["summary"]
+    layers = int(content["rows"]["searched"]["summary"].partition(" layers")[0])
+    assert content["rows"]["searched"]["training_seconds"] == pytest.approx(searching_seconds(tmp_path, layers))
     before = sorted(tmp_path.rglob("manifest.json"))
     study.study(own, tmp_path)
     assert sorted(tmp_path.rglob("manifest.json")) == before

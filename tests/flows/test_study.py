@@ -38,6 +38,7 @@ def studied(recipe: config.Recipe, tmp_path_factory: pytest.TempPathFactory) -> 
     return workspace, study.study(recipe, workspace)
 
 
+NO_GRADES = "ranker.plain=false\nranker.hard_ordinal_weight=0\nranker.hard_pairwise_weight=0"
 NAMES = ["plain", "distilled", *OF_LIST, "one loss less"]
 
 
@@ -167,12 +168,20 @@ def test_a_study_whose_time_ends_names_what_is_missing_and_the_next_run_adds_it(
         ('study.methods=["minilm-inner"]', "'minilm-inner': of the teacher's 2 layers the one at three quarters is"),
         ('study.methods=["augmented-beside"]', "'augmented-beside': the recipe has no unlabelled pairs"),
         ("teacher.max_tokens=65", "^teacher.max_tokens 65: scratch has 64"),
+        ("teacher.base=/none", "^teacher.base /none: "),
+        ("encoder.base=/none", "^encoder.base /none: "),
+        ('study.methods=["patient-kd"]', "'patient-kd': the recipe's ranker has one layer"),
+        (NO_GRADES, "every hard_…_weight is 0, and the plain student, which a study holds the others against"),
+        *(
+            (f'study.variants=[{{name = "x", set = ["candidates.{change}"]}}]', "'x': it changes more than ranker")
+            for change in ("negatives=2", "max_list=5", "seed=1", "retrieve=7", "skip_top=1", "train_queries=9")
+        ),
     ],
 )
 def test_what_cannot_apply_is_refused_before_any_work(
     tiny_world: Path, tmp_path: Path, override: str, message: str
 ) -> None:
-    recipe = recipes.load(tiny_world / "tiny.toml", [f"data.root={tiny_world}", override])
+    recipe = recipes.load(tiny_world / "tiny.toml", [f"data.root={tiny_world}", *override.split("\n")])
     with pytest.raises(InputError, match=message):
         study.study(recipe, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -197,6 +206,13 @@ def test_no_variant_has_the_name_of_another_row(tiny_world: Path, names: list[st
     given = [f"data.root={tiny_world}", "ranker.layers=2", 'study.precisions=["fp32", "int8"]', "study.search_cost=0.9"]
     with pytest.raises(ConfigError, match=f"'{names[0]}': a known method or another row of"):
         study_plan.plan(recipes.load(tiny_world / "tiny.toml", [*given, f"study.variants=[{variants}]"]))
+
+
+@pytest.mark.parametrize("name", [" plain", "plain ", "a\\nb", "a\\u001bb", "\u202eab"])
+def test_a_variant_has_a_name_that_can_be_told_from_others(tiny_world: Path, name: str) -> None:
+    variant = f'study.variants=[{{name = "{name}", set = ["ranker.max_tokens=20"]}}]'
+    with pytest.raises(ConfigError, match="a name is one line of characters that can be printed, without a space at"):
+        recipes.load(tiny_world / "tiny.toml", [variant])
 
 
 def test_a_list_of_the_methods_refuses_a_name_that_is_none(tiny_world: Path) -> None:

@@ -23,17 +23,24 @@ def test_the_front_is_what_no_row_of_at_most_the_same_costs_beats(seed: int) -> 
     rng = np.random.default_rng(seed)
     names = [f"row {number}" for number in range(8)]
     values = {name: rng.uniform(0, 1, (30, 1)) for name in names}
+    values |= {"row 6": values["row 5"], "row 7": values["row 5"]}  # Students may order all lists alike.
     speeds = {name: float(rng.uniform(10, 100)) for name in names}
     sizes = {name: float(rng.uniform(1, 9)) for name in names}
     rows = rows_of(values, speeds, sizes)
     judged = fronts.verdicts(rows, values, CONFIG)
+    assert any(item["front"] for item in judged.values())
     for name, row in rows.items():
         beaten = [
             other
             for other in names
-            if rows[other]["valid"] > row["valid"]
+            if rows[other]["valid"] >= row["valid"]
             and speeds[other] >= 0.98 * speeds[name]
             and sizes[other] <= 1.02 * sizes[name]
+            and (
+                rows[other]["valid"] > row["valid"]
+                or speeds[name] < 0.98 * speeds[other]
+                or sizes[name] > 1.02 * sizes[other]
+            )
         ]
         assert judged[name]["front"] == (not beaten)
         if beaten:
@@ -61,6 +68,30 @@ def test_a_faster_row_is_on_the_front_though_it_ranks_worse() -> None:
     assert all(item["front"] for item in fronts.verdicts(rows, values, CONFIG).values())
 
 
+def test_of_rows_of_one_quality_the_cheaper_is_on_the_front_and_its_equals_are_tied_with_it() -> None:
+    """Without the tokens that no text has, a model gives the same scores and is smaller."""
+    values = dict.fromkeys(("whole", "again", "small vocabulary"), np.full((50, 1), 0.6))
+    sizes = {"whole": 9.0, "again": 9.0, "small vocabulary": 5.0}
+    rows = rows_of(values, dict.fromkeys(values, 10.0), sizes)
+    judged = fronts.verdicts(rows, values, CONFIG)
+    assert [name for name, item in judged.items() if item["front"]] == ["small vocabulary"]
+    assert judged["whole"] == judged["again"]
+    assert judged["whole"]["verdict"] == "tied with small vocabulary"
+    assert judged["whole"]["p"] == 1.0
+    del rows["small vocabulary"]
+    assert all(item["front"] for item in fronts.verdicts(rows, values, CONFIG).values())
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_rows_of_one_quality_and_nearly_one_cost_leave_a_front(seed: int) -> None:
+    """The slack of the costs makes no circle in which each row beats the next."""
+    rng = np.random.default_rng(seed)
+    names = [f"row {number}" for number in range(12)]
+    values = dict.fromkeys(names, np.full((5, 1), 0.5))
+    costs = [{name: float(rng.uniform(1.0, 1.06)) for name in names} for _ in range(2)]
+    assert any(item["front"] for item in fronts.verdicts(rows_of(values, *costs), values, CONFIG).values())
+
+
 def test_a_point_that_is_better_stands_higher_and_a_faster_one_further_right() -> None:
     points = [plots.Point("slow", 10.0, 0.5), plots.Point("fast <b>", 100.0, 0.6, marked=True)]
     drawn = str(plots.scatter(points, plots.Axes("speed", "nDCG", rule=0.65, rule_name="teacher")))
@@ -76,6 +107,7 @@ def test_the_front_of_a_cost_joins_the_rows_that_none_as_cheap_beats() -> None:
         "small": {"speed": 10.0, "bytes": 1e6, "valid": 0.5},
         "fast": {"speed": 40.0, "bytes": 4e6, "valid": 0.6},
         "slow": {"speed": 10.0, "bytes": 4e6, "valid": 0.55},
+        "fast and large": {"speed": 40.0, "bytes": 5e6, "valid": 0.6},
     }
     measured = {name: {"measures": {"ndcg@10": {"mean": row["valid"]}}} for name, row in rows.items()}
     content = {
@@ -85,8 +117,10 @@ def test_the_front_of_a_cost_joins_the_rows_that_none_as_cheap_beats() -> None:
         "headline": "ndcg@10",
         "ceiling": "teacher",
     }
-    assert fronts.front_plot(content, "speed", "speed").count('fill="currentColor"') == 1  # The fast row beats both.
-    assert fronts.front_plot(content, "bytes", "bytes").count('fill="currentColor"') == 2
+    assert fronts.front_plot(content, "speed", "speed").count('fill="currentColor"') == 2  # Both fast rows.
+    assert (
+        fronts.front_plot(content, "bytes", "bytes").count('fill="currentColor"') == 2
+    )  # The small row and the smaller of the fast ones.
 
 
 def test_a_cell_of_markdown_ends_only_where_it_should() -> None:

@@ -17,12 +17,17 @@ ROOT = Path(__file__).parents[1]
 CONTEXT = multiprocessing.get_context("forkserver")
 
 MODULES = (
+    "flows.ask",
     "flows.cli.command",
     "flows.gc",
+    "flows.quickstart",
     "flows.reindex",
+    "flows.report",
     "flows.retrain",
     "flows.shards",
     "flows.summary",
+    "pipeline.data.checks.check_tables",
+    "pipeline.training.ranker",
     "pipeline.training.teacher_scores",
     "tests.pipeline.training.loop.test_peers",
 )

@@ -14,17 +14,19 @@ import pytest
 
 from index.document_store import DocumentStore
 from pipeline import release_parts
+from tests import commands
 from tests.flows.conftest import Trained
 
 
 def _run(
     *arguments: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    import os
-
+    """Runs the command: in a new interpreter where `env` gives variables, as libraries read some as they start."""
+    if env is None:
+        return commands.run(*arguments, cwd=cwd)
     command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
     root = Path(__file__).parents[2]
-    settings = {**os.environ, "PYTHONPATH": str(root), **(env or {})}
+    settings = {**os.environ, "PYTHONPATH": str(root), **env}
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=settings, check=False, timeout=120)
 
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flows import comparisons, runner, training
+from flows import comparisons, runner, student_pairs, training
 from flows.training_inputs import TrainingInputs
 from pipeline.artifacts import Artifact
 from pipeline.compute import engine_of
@@ -48,6 +48,7 @@ def ablate(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.
     run = runner.Runner(workspace, execute, engine=engine_of(recipe.compute))
     sets = _loss_sets(recipe)
     training.check(recipe, run)
+    _check_pairs(recipe, sets, run)
     widest = dataclasses.replace(recipe, ranker=_widest(recipe.ranker, sets))
     inputs = training.prepare(widest, run)
     pool = run(candidates.pool, recipe.candidates, data=inputs.data, runs=[inputs.bm25_run])
@@ -103,6 +104,23 @@ def _check_states(losses: LossSet) -> None:
             "the student has one layer, and hidden compares the states of all but the last: name a teacher's layer in "
             "ranker.layer_map, or leave the set out"
         )
+
+
+def _check_pairs(recipe: Recipe, sets: Sequence[LossSet], run: runner.Runner) -> None:
+    """Checks that each set of losses can learn from the pairs of each ratio, as far as they are known before training.
+
+    Raises:
+        ConfigError: no unlabelled pair is found, or a set learns only how documents of one query compare where no query
+            has two.
+        SchemaError: the file of an external teacher lacks pairs.
+    """
+    if recipe.candidates.encoder_negatives:  # The pairs are not known before an encoder has searched.
+        return
+    inputs = training.labelled(recipe, run)
+    students = [losses.config for losses in sets if losses.from_teacher]
+    for ratio in recipe.ablation.unlabelled_ratios or (recipe.candidates.unlabelled,):
+        candidates = dataclasses.replace(recipe.candidates, unlabelled=ratio)
+        student_pairs.check(dataclasses.replace(recipe, candidates=candidates), students, inputs, run)
 
 
 def _students(

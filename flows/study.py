@@ -41,11 +41,12 @@ def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.d
 
     recipe = _fp32_first(training.fitted(recipe))
     planned = study_plan.plan(recipe)
-    for name, reason in planned.refused.items():
-        log.info("%s is left out: %s", name, reason)
     run = runner.Runner(workspace, execute, engine=engine_of(recipe.compute))
     began = minutes()
     training.check(recipe, run)
+    planned = study_plan.with_pairs(recipe, planned, run)
+    for name, reason in planned.refused.items():
+        log.info("%s is left out: %s", name, reason)
     inputs = training.prepare(dataclasses.replace(recipe, assistants=(), ranker=_scored_for(recipe)), run)
     pool = run(candidates.pool, recipe.candidates, data=inputs.data, runs=[inputs.bm25_run])
     references = comparisons.references(inputs, pool, run)

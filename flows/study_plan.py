@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from flows import comparisons, shape_search
+from flows import comparisons, shape_search, student_pairs, training
+from flows.runner import Runner
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
 from pipeline.config import CandidatesConfig, Recipe, weights_of
@@ -162,6 +163,31 @@ def checked(recipe: Recipe, method: StudyMethod) -> StudyMethod:
     with recipes.named("export", "study"):
         preflight.check_students(own, checked=recipe)
     return dataclasses.replace(method, recipe=own)
+
+
+def with_pairs(recipe: Recipe, planned: StudyPlan, run: Runner) -> StudyPlan:
+    """The plan with each method whose pairs can be had; makes the labelled and unlabelled ones.
+
+    Raises:
+        ConfigError: no unlabelled pair is found for a method or variant that the recipe names, or it learns only how
+            documents of one query compare where no query has two.
+        SchemaError: the file of an external teacher lacks pairs of a method or variant that the recipe names.
+    """
+    if recipe.candidates.encoder_negatives:  # The pairs are not known before an encoder has searched.
+        return planned
+    inputs, methods, refused = training.labelled(recipe, run), [], dict(planned.refused)
+    known = {method.name for method in METHODS[2:]}
+    for method in planned.methods:
+        students = (*method.recipe.assistants, method.recipe.ranker) if method.from_teacher else ()
+        try:
+            student_pairs.check(method.recipe, students, inputs, run.labelled(method.name))
+        except InputError as error:
+            if recipe.study.methods or method.name not in known:
+                raise type(error)(f"study, '{method.name}': {error}") from error
+            refused[method.name] = str(error)
+        else:
+            methods.append(method)
+    return StudyPlan(tuple(methods), refused)
 
 
 def _exported(recipe: Recipe) -> Recipe:

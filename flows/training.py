@@ -70,21 +70,27 @@ def _students(recipe: Recipe) -> tuple[RankerConfig, ...]:
     return (*recipe.assistants, recipe.ranker)
 
 
-def _teacher_inputs(recipe: Recipe, run: Runner) -> TeacherInputs:
-    """Makes data, BM25 run, pairs and the base of the teacher; with `encoder_negatives` the pairs of an encoder too."""
+def labelled(recipe: Recipe, run: Runner) -> TeacherInputs:
+    """Makes data, BM25 run and the pairs that they give: all that comes before the first training."""
     from index import lexical, lexical_build
     from pipeline.data import candidates, judgments
-    from pipeline.training import pretrain
 
     data = run(judgments.make, recipe.data)
     words = run(lexical_build.make, recipe.index, data=data)
     depth = max(recipe.candidates.retrieve, recipe.candidates.negatives_depth + recipe.candidates.skip_top)
     bm25_run = run(lexical.run, lexical=words, data=data, depth=depth, splits=("train", "valid", "test"))
     pairs = run(candidates.pairs, recipe.candidates, data=data, run=bm25_run)
-    base: Artifact | str = recipe.teacher.base
+    return TeacherInputs(data=data, lexical=words, bm25_run=bm25_run, pairs=pairs, base=recipe.teacher.base)
+
+
+def _teacher_inputs(recipe: Recipe, run: Runner) -> TeacherInputs:
+    """Makes data, BM25 run, pairs and the base of the teacher; with `encoder_negatives` the pairs of an encoder too."""
+    from pipeline.training import pretrain
+
+    inputs = labelled(recipe, run)
     if recipe.pretrain.enabled or recipe.teacher.base == pretrain.SCRATCH:
-        base = run(pretrain.make, recipe.pretrain, recipe.teacher.base, data=data)
-    inputs = TeacherInputs(data=data, lexical=words, bm25_run=bm25_run, pairs=pairs, base=base)
+        base = run(pretrain.make, recipe.pretrain, recipe.teacher.base, data=inputs.data)
+        inputs = dataclasses.replace(inputs, base=base)
     if not recipe.candidates.encoder_negatives:
         return inputs
     first = _first_stage(recipe, first_round(recipe, inputs, run), inputs, run)

@@ -151,6 +151,28 @@ def test_a_grid_that_cannot_be_is_refused_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["candidates.max_list=1", 'ablation.sets=["hard", "margin"]'],
+            r"ranker\.margin_weight: it compares documents",
+        ),
+        (
+            ["candidates.negatives=200", "candidates.negatives_depth=200", "ablation.unlabelled_ratios=[0, 2]"],
+            "candidates.unlabelled 2.0: the search found no document",
+        ),
+    ],
+)
+def test_pairs_that_no_set_can_learn_from_are_told_before_the_first_training(
+    tiny_world: Path, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    given = [f"data.root={tiny_world}", 'ablation.sets=["soft"]', *overrides]
+    with pytest.raises(ConfigError, match=message):
+        ablate.ablate(recipes.load(tiny_world / "tiny.toml", given), tmp_path)
+    assert not {path.name for path in (tmp_path / "artifacts").iterdir()} & {"pretrained", "teacher", "ranker"}
+
+
 def test_ratios_that_differ_in_their_last_digit_are_not_one_kind(copied: Trained, tiny_world: Path) -> None:
     overrides = ["ablation.seeds=1", 'ablation.sets=["plain"]', "ablation.unlabelled_ratios=[1, 1.00000001]"]
     recipe = recipes.load(tiny_world / "tiny.toml", [f"data.root={tiny_world}", *overrides])

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
 
-from flows import study, study_plan
+from flows import runner, study, study_plan
 from pipeline import config
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
@@ -185,6 +186,51 @@ def test_what_cannot_apply_is_refused_before_any_work(
     with pytest.raises(InputError, match=message):
         study.study(recipe, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+FOUND_ALREADY = "candidates.negatives=200\ncandidates.negatives_depth=200"
+"""All documents that BM25 finds are labelled pairs, so none is left to stand in an unlabelled one."""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            f'{FOUND_ALREADY}\nstudy.methods=["unlabelled-16"]',
+            "study, 'unlabelled-16': .* the search found no document",
+        ),
+        (
+            f'{FOUND_ALREADY}\nstudy.variants=[{{name = "x", set = ["candidates.unlabelled=2"]}}]',
+            "study, 'x': .* the search found no document",
+        ),
+        (
+            'candidates.max_list=1\nstudy.methods=["listwise-kl"]',
+            r"'listwise-kl': ranker\.listwise_weight: it compares",
+        ),
+        ('candidates.max_list=1\nstudy.methods=["infonce"]', r"'infonce': ranker\.infonce_weight: it compares"),
+        ("ranker.hidden_weight=0\nexternal_teacher.scores=SCORES", "study, 'plain': .* no score for"),
+    ],
+)
+def test_pairs_that_a_method_cannot_learn_from_are_told_before_the_first_training(
+    tiny_world: Path, tmp_path: Path, overrides: str, message: str
+) -> None:
+    scores = tmp_path / "scores.parquet"
+    pd.DataFrame({"query_id": ["q0"], "doc_id": ["d0"], "score": [1.0]}).to_parquet(scores)
+    given = overrides.replace("SCORES", str(scores)).split("\n")
+    recipe = recipes.load(tiny_world / "tiny.toml", [f"data.root={tiny_world}", *given])
+    with pytest.raises(InputError, match=message):
+        study.study(recipe, tmp_path / "workspace")
+    made = {path.name for path in (tmp_path / "workspace" / "artifacts").iterdir()}
+    assert not made & {"pretrained", "teacher", "ranker"}
+
+
+def test_without_names_a_method_whose_pairs_cannot_be_had_is_left_out(tiny_world: Path, tmp_path: Path) -> None:
+    given = [f"data.root={tiny_world}", *FOUND_ALREADY.split("\n"), "candidates.max_list=1"]
+    recipe = recipes.load(tiny_world / "tiny.toml", given)
+    planned = study_plan.plan(recipe)
+    left = study_plan.with_pairs(recipe, planned, runner.Runner(tmp_path))
+    without = {method.name for method in planned.methods} - {method.name for method in left.methods}
+    assert without == {"unlabelled-16", "listwise-kl", "infonce", "margin-mse"} == left.refused.keys() - planned.refused
 
 
 def test_without_names_all_that_apply_take_part_and_the_others_are_named(tiny_world: Path) -> None:

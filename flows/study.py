@@ -16,10 +16,11 @@ from flows.training_inputs import TrainingInputs
 from pipeline.artifacts import Artifact
 from pipeline.compute import engine_of
 from pipeline.config import Precision, RankerConfig, Recipe
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TrainingError
 from pipeline.evaluation.ablation import AblationRun
 from pipeline.evaluation.study import StudentCost, StudyRow, row_name
 from pipeline.text import counted
+from pipeline.training.compression import PLAIN
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,9 @@ def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.d
     references = comparisons.references(inputs, pool, run)
     judged = {"data": inputs.data, "pool": pool}
     methods = planned.methods if not recipe.study.search_cost else (*planned.methods, _searched(recipe, run, began))
-    trained = list(_train(recipe, methods, inputs, pool, run, began))
+    failed: dict[str, str] = {}
+    students = list(_train(recipe, methods, inputs, pool, run, began, failed))
+    trained = [student for student in students if student.method not in failed]
     if not trained:
         raise _too_short(recipe, "the first student")
     bundles = [student.cost.bundle for student in trained if not student.seed]
@@ -68,8 +71,9 @@ def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.d
             title=f"Study of {recipe.name}",
             ceiling=comparisons.TEACHER,
             seeds=recipe.study.seeds,
-            rows=_rows(recipe, methods, trained),
+            rows=_rows(recipe, [method for method in methods if method.name not in failed], trained),
             refused=dict(planned.refused),
+            failed=failed,
             shared=inputs.teacher,
         ),
     )
@@ -153,8 +157,18 @@ def _train(
     pool: Artifact,
     run: runner.Runner,
     began: float,
+    failed: dict[str, str],
 ) -> Iterator[_TrainedStudent]:
-    """Trains and yields students, all methods with the first seed first; ends when the time of the study is over."""
+    """Trains and yields students, all methods with the first seed first; ends when the time of the study is over.
+
+    Args:
+        failed: gets the name of each method whose training failed, with the reason; the study goes on without it.
+
+    Raises:
+        TrainingError: the training of the plain student failed, which the others are held against, or one that several
+            processes share.
+    """
+    from pipeline.training.loop import distributed
     from serving.runtime import ranker_trials
 
     order = ((seed, method) for seed in range(recipe.study.seeds) for method in methods)
@@ -163,8 +177,17 @@ def _train(
             missing = counted(recipe.study.seeds * len(methods) - number, "student", "are")
             log.warning("study.max_minutes is over: %s missing; run the study again for the rest", missing)
             return
+        if method.name in failed:
+            continue
         named = run.labelled(f"{method.name}, seed {seed + 1} of {recipe.study.seeds}")
-        model, bundle = _student(recipe, method, seed, inputs, named)
+        try:
+            model, bundle = _student(recipe, method, seed, inputs, named)
+        except TrainingError as error:
+            if method.name == PLAIN or distributed.processes() > 1:  # A shared training has ended the other processes.
+                raise type(error)(f"study, '{method.name}', seed {seed + 1}: {error}") from error
+            failed[method.name] = f"seed {seed + 1}: {error}"
+            log.warning("%s is left out: %s", method.name, failed[method.name])
+            continue
         judged = {"ranker": bundle, "data": inputs.data, "pool": pool}
         scores = {
             name: comparisons.by_split(named.labelled(name), ranker_trials.scores, **judged, precision=name)

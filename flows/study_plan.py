@@ -72,7 +72,7 @@ def plan(recipe: Recipe) -> StudyPlan:
         if any(method.name == known.name for method in methods):
             continue
         try:
-            methods.append(_applied(recipe, known))
+            methods.append(_unlike(methods, _applied(recipe, known)))
         except ConfigError as error:
             if wanted:
                 raise ConfigError(f"study.methods '{known.name}': {error}") from error
@@ -80,7 +80,8 @@ def plan(recipe: Recipe) -> StudyPlan:
     for variant in recipe.study.variants:
         try:
             changed = recipes.changed(recipe, variant.set)
-            methods.append(checked(recipe, StudyMethod(variant.name, " ".join(variant.set), "", changed)))
+            method = checked(recipe, StudyMethod(variant.name, " ".join(variant.set), "", changed))
+            methods.append(_unlike(methods, method))
         except InputError as error:
             raise type(error)(f"study.variants '{variant.name}': {error}") from error
     for shape in shape_search.shapes(recipe, ranker_chain.source_shape(recipe)) if recipe.study.search_cost else ():
@@ -133,6 +134,18 @@ def _applied(recipe: Recipe, known: Method) -> StudyMethod:
 
     changed = known.change(recipe, ranker_chain.source_shape(recipe))
     return checked(recipe, StudyMethod(known.name, known.summary, known.source, changed, known.from_teacher))
+
+
+def _unlike(methods: Sequence[StudyMethod], method: StudyMethod) -> StudyMethod:
+    """The method, which none of these trains as.
+
+    Raises:
+        ConfigError: one does; two rows of one ranker would make all tests stricter and tell nothing.
+    """
+    for other in methods:
+        if (other.recipe, other.from_teacher) == (method.recipe, method.from_teacher):
+            raise ConfigError(f"it trains the ranker as '{other.name}' does; leave one of them out")
+    return method
 
 
 def checked(recipe: Recipe, method: StudyMethod) -> StudyMethod:

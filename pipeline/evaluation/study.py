@@ -31,7 +31,7 @@ from pipeline.stage import Stage
 
 STAGE = Stage(
     "study",
-    version=3,
+    version=4,
     inputs={"data": "data", "pool": "pool", "speeds": "speeds", "references": "scores", "students": "scores"},
     section="study",
 )
@@ -78,6 +78,8 @@ class StudyTable:
     """The teacher, whose training is no cost of a row."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Known methods that cannot apply to the recipe's models, with the reason."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Methods whose training failed, with the reason; they have no row."""
 
     def incomplete(self) -> list[str]:
         """The rows that lack a seed."""
@@ -133,6 +135,7 @@ def make(
                 "valid_queries": len(next(iter(valid.values()))),
                 "incomplete": plan.incomplete(),
                 "refused": dict(plan.refused),
+                "failed": dict(plan.failed),
             }
         )
         _write(staging.folder, study)
@@ -148,6 +151,7 @@ def make(
         "seeds": plan.seeds,
         "title": plan.title,
         "refused": dict(plan.refused),
+        "failed": dict(plan.failed),
         "shared": plan.shared.fingerprint,
     }
     return STAGE.make(workspace, config=settings, inputs=inputs, build=build)
@@ -195,4 +199,10 @@ def _costs(workspace: Path, row: StudyRow, teacher: Artifact, speeds: Artifact) 
         "speed": rates[first.fingerprint][row.precision],
         "bytes": report_stats.bundle(first)["precisions"][row.precision]["bytes"],
         "training_seconds": float(np.mean(seconds)),
+        "unimproved": all(_unimproved(item.model) for item in row.costs),
     }
+
+
+def _unimproved(model: Artifact) -> bool:
+    """Whether no evaluation in a model's training was better than that before it, whose weights it has kept then."""
+    return bool(model.metrics.get("evaluations")) and model.metrics.get("best_step") == 0

@@ -48,12 +48,19 @@ def remarks(study: Mapping[str, Any]) -> list[str]:
         f"{counted(study['queries'], 'test query')}. {counted(len(complete), 'row', 'were')} compared."
     ]
     sentences += filter(None, [ablation_table.gap_remark(study)])
+    unimproved = [name for name, row in study["rows"].items() if row["unimproved"]]
+    if unimproved:
+        sentences.append(
+            f"Trained without a gain on the valid queries, so equal to what they began as: {', '.join(unimproved)}. "
+            "Give them more steps or another learning rate before you judge the method."
+        )
     if study["incomplete"]:
         sentences.append(
             f"Incomplete, without a verdict and not on the front: {', '.join(study['incomplete'])}. Run the study "
             "again to complete it."
         )
     sentences += [f"{name} cannot apply: {reason}." for name, reason in study["refused"].items()]
+    sentences += [f"{name} could not be trained, {reason}." for name, reason in study["failed"].items()]
     return sentences
 
 

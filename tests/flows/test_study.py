@@ -13,7 +13,8 @@ from flows import runner, study, study_plan
 from pipeline import config
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError, InputError, TrainingError
+from pipeline.evaluation import study_table
 from pipeline.training.compression import METHODS
 
 OF_LIST = ["listwise-kl", "depth-1", "feed-forward-50", "teachers-2", "low-rank-50"]
@@ -165,6 +166,11 @@ def test_a_study_whose_time_ends_names_what_is_missing_and_the_next_run_adds_it(
             "'x': external_teacher.scores: /none is",
         ),
         ('study.variants=[{name = "x", set = ["ranker.base=/none"]}]', "study.variants 'x': .*/none: no such folder"),
+        (
+            'study.methods=["tokens-32"]\nteacher.max_tokens=40\n'
+            'study.variants=[{name = "x", set = ["ranker.max_tokens=32"]}]',
+            "'x': it trains the ranker as 'tokens-32' does",
+        ),
         ('study.methods=["init-last"]', "'init-last': the recipe's ranker is cut to layers 2 already"),
         ('study.methods=["minilm-inner"]', "'minilm-inner': of the teacher's 2 layers the one at three quarters is"),
         ('study.methods=["augmented-beside"]', "'augmented-beside': the recipe has no unlabelled pairs"),
@@ -267,6 +273,22 @@ def test_a_list_of_the_methods_refuses_a_name_that_is_none(tiny_world: Path) -> 
         study_plan.catalogue(recipe)
 
 
+def test_a_method_whose_training_fails_is_left_out_by_name_and_the_study_goes_on(
+    tiny_world: Path, tmp_path: Path
+) -> None:
+    variants = 'study.variants=[{name = "too fast", set = ["ranker.loop.learning_rate=1e30"]}]'
+    given = [f"data.root={tiny_world}", 'study.methods=["soft-T5"]', "study.seeds=2"]
+    content = study.read(study.study(recipes.load(tiny_world / "tiny.toml", [*given, variants]), tmp_path))
+    assert list(content["rows"]) == ["plain", "distilled", "soft-T5"]
+    assert list(content["failed"]) == ["too fast"]
+    assert "learning_rate (1e+30)" in content["failed"]["too fast"]
+    assert not content["incomplete"]
+    assert "too fast could not be trained, seed 1: " in study_table.markdown(content)
+    everything = recipes.load(tiny_world / "tiny.toml", [*given, "ranker.loop.learning_rate=1e30"])
+    with pytest.raises(TrainingError, match="study, 'plain', seed 1: "):
+        study.study(everything, tmp_path)
+
+
 def test_a_study_whose_time_ends_before_its_first_student_keeps_the_teacher_and_says_so(
     recipe: config.Recipe, studied: tuple[Path, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +321,23 @@ def test_the_baseline_is_the_plain_student_in_fp32_in_whatever_order_precisions_
     turned = dataclasses.replace(recipe, study=dataclasses.replace(recipe.study, precisions=("int8", "fp32")))
     assert study.study(turned, workspace).fingerprint == artifact.fingerprint
     assert study.read(artifact)["kinds"][0] == "plain"
+
+
+def test_a_row_whose_training_gained_nothing_is_named(studied: tuple[Path, Artifact]) -> None:
+    """Such a row is the model that its student was cut to, whatever the method."""
+    workspace, artifact = studied
+    content = study.read(artifact)
+    rankers = {item["fingerprint"]: item for item in manifests(workspace, "ranker")}
+    bundles = {item["fingerprint"]: item["inputs"]["model"] for item in manifests(workspace, "bundle")}
+    scores = {item["fingerprint"]: item["inputs"].get("ranker") for item in manifests(workspace, "scores")}
+    for name, row in content["rows"].items():
+        model = rankers[bundles[scores[artifact.manifest.inputs[f"{name} 0 valid"]]]]
+        history = [value for _, value in model["metrics"]["evaluations"]]
+        if "int8_share" not in model["config"]:
+            assert row["unimproved"] == (history[0] > max(history[1:]))
+    unimproved = ", ".join(name for name, row in content["rows"].items() if row["unimproved"])
+    table = artifact.file("table.md").read_text(encoding="utf-8")
+    assert (f"began as: {unimproved}. " in table) == bool(unimproved)
 
 
 def test_the_time_of_a_row_is_that_of_all_its_trainings(studied: tuple[Path, Artifact]) -> None:

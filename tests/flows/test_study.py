@@ -324,7 +324,7 @@ def test_the_baseline_is_the_plain_student_in_fp32_in_whatever_order_precisions_
 
 
 def test_a_row_whose_training_gained_nothing_is_named(studied: tuple[Path, Artifact]) -> None:
-    """Such a row is the model that its student was cut to, whatever the method."""
+    """Its model is the one that its student was cut to, whatever the method."""
     workspace, artifact = studied
     content = study.read(artifact)
     rankers = {item["fingerprint"]: item for item in manifests(workspace, "ranker")}

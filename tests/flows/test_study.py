@@ -226,8 +226,8 @@ def test_pairs_that_a_method_cannot_learn_from_are_told_before_the_first_trainin
     recipe = recipes.load(tiny_world / "tiny.toml", [f"data.root={tiny_world}", *given])
     with pytest.raises(InputError, match=message):
         study.study(recipe, tmp_path / "workspace")
-    made = {path.name for path in (tmp_path / "workspace" / "artifacts").iterdir()}
-    assert not made & {"pretrained", "teacher", "ranker"}
+    kinds = {path.name for path in (tmp_path / "workspace" / "artifacts").iterdir()}
+    assert not kinds & {"pretrained", "teacher", "ranker"}
 
 
 def test_without_names_a_method_whose_pairs_cannot_be_had_is_left_out(tiny_world: Path, tmp_path: Path) -> None:

@@ -3,14 +3,13 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from index.hits import judged_queries
+from pipeline import array_files
 from pipeline.artifacts import Artifact
-from pipeline.errors import ArtifactError
 
 MOST = 1000
 """Maximum number of queries that are drawn; the bound on recall narrows with the square root of it."""
@@ -58,12 +57,4 @@ class HeldOutQueries:
         """The queries that an earlier index of the same encoder was judged on; None where it kept none."""
         if FILE not in index.manifest.files:
             return None
-        return cls(index.manifest.inputs["queries"], lambda: _read(index.file(FILE)))
-
-
-def _read(path: Path) -> Vectors:
-    try:
-        vectors: Vectors = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ArtifactError(f"{path}: not readable ({error}); build the index again") from error
-    return vectors
+        return cls(index.manifest.inputs["queries"], lambda: array_files.of_artifact(index.file(FILE)))

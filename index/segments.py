@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from index.digests import Digests, Rows, matched
-from pipeline import artifacts, disk
+from pipeline import array_files, artifacts, disk
 from pipeline.artifacts import Artifact, LinkedFile, Staging
 from pipeline.errors import ArtifactError
 from pipeline.manifest import FileRecord
@@ -288,11 +288,8 @@ def read_array(path: Path) -> npt.NDArray[Any]:
     Raises:
         ArtifactError: not a readable array.
     """
-    try:
-        loaded: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ArtifactError(f"{path}: not a readable array ({error}); {artifacts.remedy(path)}") from error
-    return np.asarray(loaded)  # Still mapped; a plain view slices faster than numpy's memmap class.
+    # Still mapped; a plain view slices faster than numpy's memmap class.
+    return np.asarray(array_files.of_artifact(path, "r"))
 
 
 def _listed(artifact: Artifact) -> tuple[Segment, ...]:

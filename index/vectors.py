@@ -14,7 +14,6 @@ segment of what they lack.
 import logging
 import os
 import time
-import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from index.digests import DIGEST_BYTES, as_bytes
 from index.known_vectors import KnownVectors, SharedVectors
 from index.vector_matrix import BLOCK, FILE, KIND, Vectors, unit_vectors
 from index.vector_texts import TextChoice, VectorTexts
-from pipeline import artifacts, compute, disk, progress
+from pipeline import array_files, artifacts, compute, disk, progress
 from pipeline.artifacts import Artifact, Staging
 from pipeline.compute import ComputeEngine
 from pipeline.errors import ArtifactError, RelevanceError
@@ -249,11 +248,10 @@ def _shards(checkpoint: Path) -> Iterator[tuple[list[bytes], Vectors]]:
     for path in sorted(checkpoint.glob("*.npz")):
         with disk.kept_if_unreadable(path):
             try:
-                # Opened here, as numpy leaves a damaged file open.
-                with path.open("rb") as file, np.load(file, allow_pickle=False) as shard:
-                    digests, vectors = as_bytes(shard["digests"]), shard["vectors"]
+                shard = array_files.load_named(path, ("digests", "vectors"))
+                digests, vectors = as_bytes(shard["digests"]), shard["vectors"]
                 yield digests, unit_vectors(vectors, [digest.hex() for digest in digests])
-            except (ValueError, EOFError, KeyError, zipfile.BadZipFile, ArtifactError) as error:
+            except (ValueError, ArtifactError) as error:
                 log.warning("%s: not a readable shard (%s); its documents are embedded again", path, error)
                 path.unlink()
 

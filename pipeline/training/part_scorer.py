@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import disk
+from pipeline import array_files, disk
 from pipeline.artifacts import Artifact
 from pipeline.compute import ComputeEngine, PinnedArtifact
 from pipeline.models.cross_encoder import CrossEncoder
@@ -62,7 +62,7 @@ class StateFile:
         if path.exists():
             try:
                 with disk.kept_if_unreadable(path):
-                    states = np.lib.format.open_memmap(path, mode="r+")
+                    states: Any = array_files.load(path, "r+")
                 if states.shape == shape and states.dtype == np.float16:
                     _reserve(path)  # An earlier run may have ended before it had all of it.
                     return cls(path, states)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import artifacts
+from pipeline import array_files, artifacts
 from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError
 from pipeline.models.cross_encoder_head import ascending
@@ -62,7 +62,7 @@ class TeacherTargets:
             )
         states, layers = None, ()
         if "states.npy" in teacher_scores.manifest.files:
-            states = np.load(teacher_scores.file("states.npy"), mmap_mode="r", allow_pickle=False)
+            states = array_files.of_artifact(teacher_scores.file("states.npy"), "r")
             layers = tuple(json.loads(teacher_scores.file("states.json").read_text(encoding="utf-8"))["layers"])
         return cls(scores, torch.tensor(thresholds), states, rows, layers)
 
@@ -92,7 +92,7 @@ def as_taught(pairs: Pairs, teacher_scores: Artifact) -> Pairs:
     if "passages.npy" not in teacher_scores.manifest.files:
         return pairs
     _, rows = joined(teacher_scores, pairs.rows)
-    spans = np.load(teacher_scores.file("passages.npy"), allow_pickle=False)
+    spans = array_files.of_artifact(teacher_scores.file("passages.npy"))
     return parted(pairs, spans[rows].astype(np.int64))
 
 

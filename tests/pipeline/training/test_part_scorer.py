@@ -30,6 +30,14 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
     assert not StateFile.opened(tmp_path, SHAPE).states.any()
 
 
+def test_a_header_with_an_open_bracket_is_made_anew_too(tmp_path: Path) -> None:
+    """NumPy's parser of headers raises an error that is no ValueError there."""
+    written(tmp_path)
+    path = tmp_path / "states.npy"
+    path.write_bytes(path.read_bytes().replace(b"), }", b"(, }", 1))
+    assert not StateFile.opened(tmp_path, SHAPE).states.any()
+
+
 def test_states_that_cannot_be_read_for_a_while_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = written(tmp_path)
     original = np.lib.format.open_memmap

@@ -222,19 +222,21 @@ def _learned(lists: CandidateLists, values: Mapping[str, Floats], measured: dict
         measured: takes up the choice, its reason and the nDCG of the fused order.
     """
     everyone = np.ones(lists.queries, dtype=bool)
-    chosen = choose(lists, everyone)
+
+    def best_simple(among: NDArray[np.bool_]) -> Candidate:
+        return max(simple_orders(lists.names), key=lambda candidate: float(values[candidate.name][among].mean()))
+
+    chosen, best = choose(lists, everyone), best_simple(everyone)
     held_out = held_out_ndcg(lists, everyone, lambda training: choose(lists, training))
-    fused = held_out.mean()
-    best = max(simple_orders(lists.names), key=lambda candidate: measured["ndcg"][candidate.name])
-    if chosen.strength is not None and fused <= measured["ndcg"][best.name]:
-        measured["reason"] = f"learned weights came to {fused:.4f} on held-out queries, no more than {best.name} alone"
-        chosen = best
-    if chosen.strength is None:
-        fused, held_out = measured["ndcg"][chosen.name], values[chosen.name]
+    if chosen.strength is not None and (came := held_out.mean()) <= values[best.name].mean():
+        measured["reason"] = f"learned weights came to {came:.4f} on held-out queries, no more than {best.name} alone"
+        chosen, held_out = best, held_out_ndcg(lists, everyone, best_simple)
     if _surely_worse(held_out, values["bm25"]):
-        measured["reason"] = f"{chosen.name} came to {fused:.4f} on held-out queries, surely worse than bm25 alone"
-        chosen, fused, held_out = _BM25, measured["ndcg"]["bm25"], values["bm25"]
-    measured["ndcg"]["fused"] = float(fused)
+        measured["reason"] = (
+            f"{chosen.name} came to {held_out.mean():.4f} on held-out queries, surely worse than bm25 alone"
+        )
+        chosen, held_out = _BM25, values["bm25"]
+    measured["ndcg"]["fused"] = float(held_out.mean())
     measured |= {"chosen": chosen.name, "strength": chosen.strength}
     return chosen, held_out
 

@@ -81,6 +81,20 @@ def test_the_weights_are_those_of_a_direct_minimisation() -> None:
     assert not weights[[1, 3, 5]].any()
 
 
+def test_the_measure_of_a_simple_order_is_not_of_the_queries_that_chose_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all scores are noise, the best of five orders is above their mean by chance, on these queries alone."""
+    monkeypatch.setattr(fusion_candidates, "candidates", fusion_candidates.simple_orders)
+    noise = dict.fromkeys(NOISE, 100.0)
+    gains, lucky = [], []
+    for seed in range(25):
+        _, figures = fusion.fit(world(24, noise, seed=seed))
+        simple = [value for name, value in figures["ndcg"].items() if name != "fused"]
+        gains.append(figures["ndcg"]["fused"] - np.mean(simple))
+        lucky.append(max(simple) - np.mean(simple))
+    assert np.mean(lucky) > 0.03
+    assert np.mean(gains) < 0.01
+
+
 @pytest.mark.parametrize("useful", ["bm25", "encoder", "ranker"])
 def test_when_the_others_are_noise_the_useful_score_decides_alone(useful: str) -> None:
     noise = {name: 1.0 if name == useful else 100.0 for name in NOISE}
@@ -89,7 +103,7 @@ def test_when_the_others_are_noise_the_useful_score_decides_alone(useful: str) -
     fresh = world(500, noise, seed=2)
     best = Fusion(weights={name: float(name == useful) for name in FEATURES})
     assert ndcg(fresh, weights) > ndcg(fresh, best) - 0.01
-    assert figures["ndcg"]["fused"] >= figures["ndcg"][useful]
+    assert figures["ndcg"]["fused"] >= figures["ndcg"][useful] - 0.005  # Some folds chose another order.
     assert useful in alone or f"{useful}_reciprocal_rank" in alone
 
 

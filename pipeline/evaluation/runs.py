@@ -111,10 +111,10 @@ def _parquet(path: Path) -> "pa.Table":
 
 
 def _typed(table: "pa.Table", path: Path) -> "pa.Table":
-    """The table with ids as texts and scores as numbers, whatever plain type they have in the file."""
+    """The table with ids and systems as texts and scores as numbers, whatever plain type they have in the file."""
     import pyarrow as pa
 
-    wanted = {"query_id": pa.large_string(), "doc_id": pa.large_string(), "score": pa.float64()}
+    wanted = dict.fromkeys(("query_id", "doc_id", "system"), pa.large_string()) | {"score": pa.float64()}
     for name in wanted.keys() & set(table.column_names):
         column = table.column(name)
         try:
@@ -141,9 +141,10 @@ def _of_system(table: "pa.Table", path: Path, system: str, *, is_named: bool) ->
         if is_named:
             raise SchemaError(f"{path}: has no column system, so no system is called '{system}'; name the file alone")
         return table
-    known = sorted(map(str, table.column("system").unique().to_pylist()))
+    names = pc.fill_null(table.column("system"), "")
+    known = sorted(names.unique().to_pylist())
     if system in known:
-        return table.filter(pc.equal(table.column("system"), system))
+        return table.filter(pc.equal(names, system))
     if len(known) > 1 or is_named:
         holds = f"the systems {', '.join(known)}, none is" if len(known) > 1 else f"the system {known[0]}, which is not"
         raise SchemaError(

@@ -55,6 +55,15 @@ def test_a_column_of_another_type_is_named(tmp_path: Path, column: str, values: 
     assert str(caught.value).startswith(str(tmp_path / "run.parquet"))
 
 
+@pytest.mark.parametrize("names", [[1, 2], ["1", "2"], [b"1", b"2"], ["1", None], [1.0, 2.0]])
+def test_a_system_of_any_plain_type_is_found_by_its_name(tmp_path: Path, names: list[Any]) -> None:
+    columns = {"query_id": ["q", "q"], "doc_id": ["a", "b"], "score": [1.0, 2.0], "system": names}
+    pq.write_table(pa.table(columns), tmp_path / "run.parquet")
+    assert runs.read(tmp_path / "run.parquet", "1").column("doc_id").to_pylist() == ["a"]
+    with pytest.raises(SchemaError, match="none is called 'None'"):
+        runs.read(tmp_path / "run.parquet", "None")
+
+
 def test_two_columns_of_one_name_are_named(tmp_path: Path) -> None:
     names = ["query_id", "query_id", "doc_id", "score"]
     pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 4, names=names), tmp_path / "run.parquet")

@@ -88,7 +88,7 @@ def _typed_keys(path: Path, given: pd.DataFrame, keys: list[str]) -> pd.DataFram
     kind = np.int64 if keys == ["row_id"] else str
     try:
         named = given[keys].astype(kind)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise SchemaError(f"{path}: column {keys[0]} holds a value that is no whole number ({error})") from error
     if kind is np.int64 and len(cut := np.flatnonzero(pd.to_numeric(given["row_id"]) != named["row_id"])):
         value = given["row_id"].iloc[cut[0]]

@@ -55,7 +55,8 @@ def fit(raw: Floats, grades: Ints, indices: Ints) -> ScoreScale:
     if top < 1 or not len(indices):
         raise TrainingError("teacher scores: no training pair has a grade above 0, so they cannot be brought to scale")
     mean, deviation = float(raw[indices].mean()), float(raw[indices].std())
-    if not deviation > 0:
+    # The deviation alone is not 0 for all equal scores: their mean is rounded.
+    if not (np.ptp(raw[indices]) > 0 and deviation > 0):
         raise TrainingError(
             f"teacher scores: all {counted(len(indices), 'training pair', 'have')} the score {mean}; nothing to learn"
         )

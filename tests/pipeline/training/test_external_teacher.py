@@ -126,6 +126,14 @@ def test_scores_that_say_nothing_are_refused(raw: Any, grades: Any, words: str) 
         score_scale.fit(raw, grades, np.arange(40))
 
 
+@pytest.mark.parametrize(("value", "count"), [(0.1, 3), (0.1, 100), (7.7, 7), (1e6 + 0.1, 100)])
+def test_equal_scores_are_refused_though_their_mean_is_rounded(value: float, count: int) -> None:
+    raw = np.full(count, value)
+    assert raw.std() > 0
+    with pytest.raises(TrainingError, match=f"all {count} training pairs have the score"):
+        score_scale.fit(raw, np.arange(count) % 2, np.arange(count))
+
+
 def test_faults_of_a_file_are_named(world: tuple[Path, Artifact, Artifact]) -> None:
     workspace, data, pairs = world
     frame = scored(pairs)[["query_id", "doc_id", "score"]]
@@ -144,6 +152,7 @@ def test_faults_of_a_file_are_named(world: tuple[Path, Artifact, Artifact]) -> N
     refused(frame.rename(columns={"query_id": "row_id"}), "no whole number")
     numbered = scored(pairs).drop(columns=["query_id", "doc_id"]).astype({"row_id": float})
     refused(numbered.replace({"row_id": {107.0: 107.5}}), r"row 8: row_id 107\.5 is no")
+    refused(frame.assign(row_id=["1" + "0" * 30] * 60).drop(columns="query_id"), "no whole number")
     categories = frame.astype({"query_id": "category", "doc_id": "category"})
     decoded = external_teacher.make(workspace, given(workspace, categories), data=data, pairs=pairs, layers=())
     assert decoded.metrics["pairs"] == 60

@@ -163,8 +163,14 @@ class SharedCache:
                 self._writes += 1
             else:
                 self._stats.unwritten += len(values)
-        if ready:
+        if not ready:
+            return
+        try:
             self._writer.submit(self._write, values)
+        except RuntimeError:  # The process stops, and answers what it has begun.
+            with self._lock:
+                self._writes -= 1
+                self._stats.unwritten += len(values)
 
     def stats(self) -> SharedCacheStats:
         with self._lock:

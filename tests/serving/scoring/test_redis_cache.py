@@ -291,6 +291,15 @@ def test_nobody_listening_is_a_miss_and_never_an_error() -> None:
         assert tier.stats().failures >= 1
 
 
+def test_a_request_that_outlives_the_tier_is_answered() -> None:
+    """Requests that have begun when the process stops still end; what they computed is not shared."""
+    with shared("redis://127.0.0.1:1") as tier:
+        reranker, _ = pair_of(tier)
+        tier.stop()
+        assert reranker.scores("q", ["a", "bb"], NEVER).values == [1.0, 2.0]
+        assert tier.stats().unwritten == 2
+
+
 def test_a_failure_of_the_tier_leaves_no_claim_behind() -> None:
     """Whoever asks next computes; nobody waits for a value that nobody makes."""
     with listener(b"") as url, shared(url) as tier:

@@ -60,6 +60,14 @@ def test_the_bound_is_wilsons_where_answers_are_independent(right: int) -> None:
     assert tuning.lower_bound(shares, 100) == pytest.approx(wilson, abs=1e-5)
 
 
+def test_a_bound_is_never_rounded_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = np.eye(8, dtype=np.float32)
+    flat = faiss.IndexFlatIP(8)
+    flat.add(matrix)
+    monkeypatch.setattr(tuning, "lower_bound", lambda *_: 0.949996)
+    assert tuning.measured_point(flat, matrix, tuning.Truth.of(matrix, matrix, 1)).lower < 0.95
+
+
 @pytest.mark.parametrize("queries", [FEWEST, 300])
 def test_the_bound_lies_below_the_true_recall_in_nineteen_of_twenty_trials(queries: int) -> None:
     rng = np.random.default_rng(4)

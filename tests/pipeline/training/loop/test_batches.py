@@ -79,6 +79,17 @@ def test_steps_are_of_about_the_budget() -> None:
     assert min(sizes) >= CONFIG.tokens_per_batch - 2 * largest_list
 
 
+def test_a_step_is_above_its_share_by_half_of_its_first_and_last_query_at_most() -> None:
+    lengths, groups = world(queries=60)
+    per_query = np.bincount(groups, weights=lengths)
+    for epoch in range(20):
+        steps = batches.plan(lengths, groups, CONFIG, max_list=1000, epoch=epoch)
+        share = lengths.sum() / np.ceil(lengths.sum() / CONFIG.tokens_per_batch)
+        for (step,) in (step for step in steps if len(step) == 1):
+            first, last = per_query[groups[step[0]]], per_query[groups[step[-1]]]
+            assert lengths[step].sum() <= share + (first + last) / 2
+
+
 def test_lengths_do_not_decide_who_goes_together() -> None:
     lengths, groups = world(queries=2000)
     steps = batches.plan(lengths, groups, CONFIG, max_list=20, epoch=0)

@@ -43,8 +43,7 @@ def make(workspace: Path, config: PretrainConfig, base: str, *, data: Artifact) 
     """The `pretrained` artifact: `model/`, an encoder and its tokenizer as AutoModel and AutoTokenizer open them.
 
     The metrics tell how well masked tokens of held-out documents are guessed, before and after: `masked_accuracy`
-    (share guessed right) and `masked_loss` (nats a token). A new model begins by guessing
-    each token by its frequency.
+    (share guessed right) and `masked_loss` (nats a token). A new model begins by guessing each token by its frequency.
 
     Args:
         base: what `model_folders.folder` takes, or `scratch`.

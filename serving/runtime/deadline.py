@@ -92,12 +92,16 @@ class Deadline:
         return cls(math.inf, math.inf)
 
     def earlier(self, seconds: float) -> "Deadline":
-        """A deadline that passes `seconds` earlier, so that time is left to make the answer."""
-        return replace(self, until=self.until - seconds)
+        """A deadline that passes `seconds` earlier, so that time is left to make the answer; one that never does stays.
+
+        Args:
+            seconds: any part of what remains, which is infinite where the deadline does not pass.
+        """
+        return replace(self, until=self.until - seconds) if math.isfinite(self.until) else self
 
     def with_reserve(self) -> "Deadline":
         """An earlier deadline that leaves ANSWER_SHARE of the time, at most ANSWER_S, for making the answer."""
-        return self.earlier(min(ANSWER_SHARE * self.seconds, ANSWER_S)) if math.isfinite(self.until) else self
+        return self.earlier(min(ANSWER_SHARE * self.seconds, ANSWER_S))
 
     @property
     def remaining(self) -> float:

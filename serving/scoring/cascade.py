@@ -50,6 +50,7 @@ def rerank(
             given where the time does not even suffice for those, or where there is no encoder.
 
     Raises:
+        BodyTooLargeError: the documents have more passages than a request may have.
         InferenceError: the model raised, or gave a number that is not finite.
         ClientGoneError: the client has closed the connection.
     """

@@ -60,7 +60,7 @@ class Breaker:
 
     @property
     def open(self) -> bool:
-        """A circuit breaker: when open, it lets one trial through after each pause."""
+        """Whether requests are refused, but for one trial after each pause."""
         return self._failures >= FAILURES
 
     def allows(self) -> bool:
@@ -76,11 +76,12 @@ class Breaker:
             return True
 
     def succeeded(self) -> None:
+        """Notes a success, after which all requests are allowed."""
         with self._lock:
             self._failures, self._pause, self._trying = 0, FIRST_PAUSE_S, False
 
     def failed(self) -> bool:
-        """Whether this failure opened it."""
+        """Notes a failure; returns whether it opened the breaker."""
         with self._lock:
             if self.open and not self._trying:
                 return False  # It began before, beside those that opened it, and says nothing new.
@@ -185,14 +186,15 @@ class SharedCache:
 
     @property
     def resting(self) -> bool:
-        """It is left alone because of failures."""
+        """Whether Redis is left alone because of failures."""
         return self._breaker.open
 
     def flush(self) -> None:
-        """Waits until what is to be written was."""
+        """Waits until all values are written that were given before."""
         self._writer.submit(int).result()
 
     def stop(self) -> None:
+        """Closes the connections, once present reads and writes have ended; later look-ups are misses."""
         self._readers.shutdown(wait=True, cancel_futures=True)
         self._writer.shutdown(wait=True, cancel_futures=True)
         self._client.close()

@@ -85,6 +85,7 @@ class Searcher(TextScorer):
             InferenceError: without `degrade`, a model failed on the query or on a document.
             DeadlineError: the time is over; with `degrade`, only where it was before BM25 had answered.
             NotServedError: the release has no documents.
+            ServingError: a score is not finite, so a file of the release is damaged.
             ClientGoneError: the client has closed the connection.
         """
         options, details = options or RequestOptions(Deadline.never()), details or SearchDetails()

@@ -75,7 +75,8 @@ class TextScorer(LoadedRelease):
         Raises:
             NotServedError: the release has no ranker, no encoder or no fusion, its fusion weighs single fields, or it
                 has no words to take BM25 by.
-            BusyError, DeadlineError, InferenceError, ClientGoneError: see `reranker` and `embedder`.
+            BodyTooLargeError: the texts have more than `reranker.max_passages` passages.
+            BusyError, DeadlineError, InferenceError, ClientGoneError: see `Reranker.scores` and `Embedder.vectors`.
         """
         reranker, embedder, fusion = reranker or self.reranker, self.embedder, self.fusion
         if fusion.fields:

@@ -1,9 +1,9 @@
 """Batches: the plan of an epoch, and padded batches with little padding.
 
-The plan is a pure function of lengths, queries, config and epoch: an optimizer
-step is a set of whole queries, drawn at random, of about `tokens_per_batch` real tokens. A step whose activations
-would not fit in memory, or that several processes share, is cut into chunks of whole queries. Inside a chunk, texts of
-like length share a padded batch, so the chunk's scores are computed together with hardly a padding token.
+The plan is a pure function of lengths, queries, config and epoch: an optimizer step is a set of whole queries, drawn at
+random, of about `tokens_per_batch` real tokens. A step whose activations would not fit in memory, or that several
+processes share, is cut into chunks of whole queries. Inside a chunk, texts of like length share a padded batch, so the
+chunk's scores are computed together with hardly a padding token.
 """
 
 import math

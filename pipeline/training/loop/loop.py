@@ -12,9 +12,8 @@ A stage gives the loop a module and a task. The task answers three questions:
 `loss` and `evaluate` run under autocast, and the random generators are seeded by (seed, step) before each step. So
 dropout, masks and samples need no saved generator state, and on a CPU a resumed training equals an uninterrupted one
 bit by bit, unless it is bounded in time. Under `torchrun` the chunks of a step are dealt to the processes and their
-gradients summed; see
-`distributed`. There each process draws its own random numbers, so a step equals that of one process where nothing is
-drawn.
+gradients summed; see `distributed`. There each process draws its own random numbers, so a step equals that of one
+process where nothing is drawn.
 """
 
 import hashlib

@@ -54,6 +54,14 @@ def test_the_best_of_the_first_stage_are_reached_and_the_rest_stays_in_its_order
     assert all(result.scores[index] is None for index in rest)
 
 
+def test_without_a_deadline_the_first_stage_has_all_the_time_it_wants() -> None:
+    """Half of an infinite time, taken off, is no number."""
+    never = Deadline.never()
+    assert never.earlier(0.5 * never.remaining) == never
+    result = cascade.rerank(*parts(FakeEngine(length)), "q", DOCUMENTS, None, RequestOptions(never))
+    assert (result.order, result.reached) == ([2, 0, 3, 1], 4)
+
+
 def test_no_time_at_all_gives_the_first_stage() -> None:
     engine = FakeEngine(length)
     deadline = Deadline.after(0)

@@ -3,7 +3,7 @@
 from pipeline.config import Recipe
 from pipeline.config_training import LoopConfig
 from pipeline.progress import duration
-from pipeline.training import pretrain, ranker_chain
+from pipeline.training import general, pretrain, ranker_chain
 
 
 def trainings(recipe: Recipe) -> list[tuple[str, LoopConfig]]:
@@ -13,7 +13,10 @@ def trainings(recipe: Recipe) -> list[tuple[str, LoopConfig]]:
     if recipe.pretrain.enabled or pretrain.SCRATCH in (recipe.teacher.base, *(student.base for _, student in students)):
         loops.append(("pretrain", recipe.pretrain.loop))
     loops += [("teacher", recipe.teacher.loop)] * students[0][1].teachers
-    loops += [(name, student.loop) for name, student in students]
+    for name, student in students:
+        if student.general_tokens:
+            loops.append((f"general distillation of {name}", general.loop_of(recipe.pretrain, student.general_tokens)))
+        loops.append((name, student.loop))
     if recipe.ranker.plain:
         loops.append(("plain student", recipe.ranker.loop))
     return [*loops, *[("encoder", recipe.encoder.loop)] * recipe.encoder.mining.rounds]

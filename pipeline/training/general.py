@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.artifacts import Artifact, Staging
-from pipeline.config import PretrainConfig
+from pipeline.config import LoopConfig, PretrainConfig
 from pipeline.models import base_models, surgery
 from pipeline.recipe import to_dict
 from pipeline.stage import Stage
@@ -69,7 +69,7 @@ def make(
         ConfigError: it is no encoder that can guess masked tokens, or has too few positions.
         TrainingError: no text to learn from, or the loss is not a number.
     """
-    loop = dataclasses.replace(config.loop, max_tokens=tokens, max_seconds=0.0)
+    loop = loop_of(config, tokens)
     config = dataclasses.replace(config, loop=loop)
 
     start = base_models.StartingModel.of(base)
@@ -102,6 +102,11 @@ def make(
         inputs={"data": data, "base": start.input},
         build=build,
     )
+
+
+def loop_of(config: PretrainConfig, tokens: int) -> LoopConfig:
+    """The loop of `pretrain`, bounded by this number of tokens in place of its own bounds."""
+    return dataclasses.replace(config.loop, max_tokens=tokens, max_seconds=0.0)
 
 
 class GeneralTask(MaskedTask):

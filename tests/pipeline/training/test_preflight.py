@@ -286,6 +286,11 @@ def test_the_time_of_a_retraining_is_told_where_each_training_is_bounded() -> No
     assert budget.summary(recipe).startswith(
         "training takes at most 7.5 minutes (pretrain 90 s, teacher 90 s, teacher 90 s,"
     )
+    student = dataclasses.replace(recipe.ranker, base="base", general_tokens=1_000)
+    distilled = dataclasses.replace(recipe, ranker=student)
+    assert [name for name, _ in budget.trainings(distilled)][3:5] == ["general distillation of ranker", "ranker"]
+    assert "general distillation of ranker 1,000 tokens" in budget.summary(distilled)
+    assert "without max_seconds no time can be told" in budget.summary(distilled)
     tokens = dataclasses.replace(bounded, max_seconds=0, max_tokens=5000)
     unbounded = dataclasses.replace(recipe, encoder=dataclasses.replace(recipe.encoder, loop=tokens))
     assert "encoder 5,000 tokens; without max_seconds no time can be told" in budget.summary(unbounded)

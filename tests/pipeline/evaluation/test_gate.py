@@ -159,6 +159,8 @@ def test_a_slice_that_falls_holds_the_release_back() -> None:
     small = gate.decide(per_query(new, slices), per_query(live, slices), GateConfig(min_slice_queries=101))
     assert small.promote
     assert {rule.name: rule.verdict for rule in small.rules}["slice zh"] == "not applied"
+    just_enough = gate.decide(per_query(new, slices), per_query(live, slices), GateConfig(min_slice_queries=100))
+    assert not just_enough.promote
     assert gate.decide(per_query(new, slices), per_query(live, slices), GateConfig(slice_margin=0.09)).promote
 
 

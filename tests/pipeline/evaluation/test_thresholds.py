@@ -34,6 +34,13 @@ def test_each_threshold_counts_the_judged_documents_above_it() -> None:
     assert thresholds.measure({"BM25": ranked[systems.RANKER]}, table, 1) == []
 
 
+def test_a_document_with_exactly_the_threshold_is_above_it() -> None:
+    run = pa.table({"query_id": ["q"], "doc_id": ["d"], "score": [0.0]})  # Its logistic function is 0.5.
+    judged = pa.table({"query_id": ["q"], "doc_id": ["d"], "grade": [1]})
+    rows = thresholds.measure({systems.RANKER: run}, judged, 1)
+    assert [row["least"] for row in rows if row["ranked"]] == [step / 20 for step in range(11)]
+
+
 @pytest.mark.parametrize(
     ("text", "natural"),
     [

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 # Version 4: it also decides the order of /rerank.
 STAGE = Stage(
     "fusion",
-    version=4,
+    version=5,
     inputs={
         "features": "features",
         "pool": "pool",

@@ -47,7 +47,7 @@ from pipeline.training.fusion_candidates import (
 if TYPE_CHECKING:
     import pandas as pd
 
-# Version 4: it also decides the order of /rerank.
+# Version 4: it also decides the order of /rerank. Version 5: a simple order is measured on held-out queries.
 STAGE = Stage(
     "fusion",
     version=5,

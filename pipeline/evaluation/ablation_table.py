@@ -45,22 +45,32 @@ def _cells(ablation: Mapping[str, Any], measure: str) -> tuple[list[str], list[l
     return heads, rows
 
 
-def gap_remark(content: Mapping[str, Any]) -> str:
-    """A sentence on shares of the gap where it is not surely above 0 on the test queries, else an empty text.
+def gap_remarks(content: Mapping[str, Any]) -> list[str]:
+    """A sentence on each measure whose gap is not surely above 0 on the test queries, so that shares of it say little.
 
     Args:
         content: what ablation.json or study.json holds.
     """
-    first, ceiling, measure = content["kinds"][0], content["ceiling"], content["headline"]
-    behind = content["systems"][first]["ceiling"][measure]  # The first system less the ceiling.
-    if behind["mean"] is None or behind["high"] < 0:
-        return ""
-    if behind["mean"] >= 0:
-        return f"{ceiling} is no better than {first} here, so there is no gap that could be closed."
-    return (
-        f"{ceiling} leads {first} by {-behind['mean']:.4f} [{-behind['high']:.4f}, {-behind['low']:.4f}], not surely "
-        "above 0, so shares of that gap say little."
-    )
+    first, ceiling = content["kinds"][0], content["ceiling"]
+    remarks = []
+    for measure in tabled(content):
+        behind, label = (
+            content["systems"][first]["ceiling"][measure],
+            page.label(measure),
+        )  # The first, less the ceiling.
+        if behind["mean"] is None or behind["high"] < 0:
+            continue
+        if behind["mean"] >= 0:
+            remarks.append(
+                f"{ceiling} is no better than {first} in {label} here, so there is no gap that could be closed."
+            )
+        else:
+            interval = f"[{-behind['high']:.4f}, {-behind['low']:.4f}]"
+            remarks.append(
+                f"{ceiling} leads {first} by {-behind['mean']:.4f} {interval} in {label}, not surely above 0, so "
+                "shares of that gap say little."
+            )
+    return remarks
 
 
 def verdict(ablation: Mapping[str, Any]) -> str:
@@ -81,7 +91,7 @@ def markdown(ablation: Mapping[str, Any]) -> str:
     for measure in tabled(ablation):
         heads, rows = _cells(ablation, measure)
         lines += [*text_tables.markdown(heads, rows), ""]
-    return "\n".join([*lines, *filter(None, [gap_remark(ablation)]), verdict(ablation), ""])
+    return "\n".join([*lines, *gap_remarks(ablation), verdict(ablation), ""])
 
 
 def card(ablation: Mapping[str, Any]) -> "RenderableType":
@@ -96,4 +106,4 @@ def card(ablation: Mapping[str, Any]) -> "RenderableType":
     parts: list[RenderableType] = [Text(f"{ablation['title']}, {counted(ablation['queries'], 'test query')}")]
     for measure in tabled(ablation):
         parts += [text_tables.terminal(*_cells(ablation, measure)), Text()]
-    return Group(*parts, *map(Text, filter(None, [gap_remark(ablation)])), Text(verdict(ablation)))
+    return Group(*parts, *map(Text, gap_remarks(ablation)), Text(verdict(ablation)))

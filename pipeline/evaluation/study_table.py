@@ -47,7 +47,7 @@ def remarks(study: Mapping[str, Any]) -> list[str]:
         f"Verdicts come from {counted(study['valid_queries'], 'valid query')}, the other columns from "
         f"{counted(study['queries'], 'test query')}. {counted(len(complete), 'row', 'were')} compared."
     ]
-    sentences += filter(None, [ablation_table.gap_remark(study)])
+    sentences += ablation_table.gap_remarks(study)
     unimproved = [name for name, row in study["rows"].items() if row["unimproved"]]
     if unimproved:
         sentences.append(

@@ -19,7 +19,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from flows import export, gc, judging, publishing, quickstart, ready_made, refit, reindex, report, retrain
+from flows import export, gc, judging, own_process, publishing, quickstart, ready_made, refit, reindex, report, retrain
 from flows import releases as listing
 from flows.ready_made import ReadyMadeModels
 from pipeline import recipe as recipes
@@ -92,7 +92,7 @@ def ask(server: Server, path: str, body: Any = None) -> Any:
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Imports models in this process; one of its own, as the tests that start a service have it, loads torch anew."""
-    monkeypatch.setattr(ready_made, "apart", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(own_process, "run", lambda function, *arguments: function(*arguments))
 
 
 @pytest.mark.parametrize("command", [("serve", "--ranker"), ("quickstart", "docs.csv", "--encoder")], ids=" ".join)
@@ -193,7 +193,7 @@ def test_half_a_model_beside_a_whole_one_leaves_nothing(
     shutil.copytree(folders["encoder"], half)
     (half / "model.safetensors").unlink()
     models = ReadyMadeModels(ranker=folders["ranker"], encoder=str(half))
-    monkeypatch.setattr(ready_made, "apart", _no_process)
+    monkeypatch.setattr(own_process, "run", _no_process)
     with pytest.raises(MissingError, match=r"holds no model\.safetensors"):
         ready_made.release(models, tmp_path / "workspace")
     assert not list((tmp_path / "workspace").rglob("manifest.json"))
